@@ -1,0 +1,102 @@
+# Everything a developer runs. `make` alone lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Tools that meson looks up (ninja, cffi-gen-src) are the venv's own.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+INSTALLED := $(VENV)/.installed
+NATIVE := $(wildcard cdefs/*.h kvmdbg/native/*.[ch] kvmdbg/agent/native/*.[ch])
+C_SOURCES := $(wildcard kvmdbg/native/*.[ch] kvmdbg/agent/native/*.[ch] vm-images/*/*.[ch] tests/agent/*.[ch])
+SHELL_SCRIPTS := $(shell grep -rlIE '^\#!/.*\bsh$$|^\#!/.*\bbash$$' .ci tests vm-images --exclude='*.py')
+
+# Commands the tools call, each with the Debian package that has it; headers the C sources need likewise.
+APT_COMMANDS := gcc:gcc git:git gdb:gdb cpio:cpio qemu-system-x86_64:qemu-system-x86
+APT_HEADERS := stdlib.h:libc6-dev linux/kvm.h:linux-libc-dev
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(INSTALLED) ## system packages (apt) and .venv with kvmdbg, editable; quick when up to date
+
+# A python with venv and headers, 3.11 or newer; the distribution's own is the fallback.
+find_python = for python in python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11; do \
+	  "$$python" -c 'import ensurepip, os, sys, sysconfig, venv; \
+	    sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	    >/dev/null 2>&1 && { echo "$$python"; break; }; done
+
+$(INSTALLED): pyproject.toml meson.build $(NATIVE)
+	@missing=(); \
+	for entry in $(APT_COMMANDS); do command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry##*:}"); done; \
+	for entry in $(APT_HEADERS); do [ -e "/usr/include/$${entry%%:*}" ] || missing+=("$${entry##*:}"); done; \
+	[ -n "$$($(find_python))" ] || missing+=(python3 python3-venv python3-dev); \
+	if [ "$${#missing[@]}" -gt 0 ]; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=""; elif command -v sudo >/dev/null; then sudo=sudo; else \
+	    echo "make setup: not root and no sudo: have an administrator run 'apt-get install $${missing[*]}', then run make setup again" >&2; exit 1; fi; \
+	  command -v apt-get >/dev/null || { echo "make setup: no apt-get here: install what these Debian packages hold, then run make setup again: $${missing[*]}" >&2; exit 1; }; \
+	  echo "setup: apt-get install $${missing[*]}"; \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q update; \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$${missing[@]}"; \
+	fi
+	@if [ ! -x $(BIN)/python ]; then \
+	  python=$$($(find_python)); \
+	  [ -n "$$python" ] || { echo "make setup: no Python 3.11 or newer with venv and headers: install one and put it first on PATH" >&2; exit 1; }; \
+	  echo "setup: creating $(VENV) with $$("$$python" --version)"; \
+	  "$$python" -m venv $(VENV); \
+	fi
+	@echo "setup: installing kvmdbg and the developers' tools into $(VENV)"
+	@# What an editable build without isolation takes: ours, and that of dependencies without a wheel.
+	@$(BIN)/python -m pip install --quiet 'cffi >= 2.1' 'meson >= 1.4' 'meson-python >= 0.19' ninja setuptools wheel
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(VENV)/build --editable '.[dev]'
+	@touch $@
+	@echo "setup: done"
+
+.PHONY: images
+images: setup ## build the demo image (kernel, initramfs, symbols) into the user's cache
+	$(BIN)/kvmdbg images demo
+
+.PHONY: demo
+demo: setup ## debug a Debian kernel with gdb: a transcript, then (on a terminal) the gdb prompt
+	$(BIN)/kvmdbg --vm demo --gdb -- -x vm-images/demo/demo.gdb
+
+.PHONY: fmt
+fmt: setup ## format Python and C
+	$(BIN)/ruff format kvmdbg tests
+	$(BIN)/ruff check --fix-only kvmdbg tests
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+.PHONY: lint
+lint: setup ## formatting, ruff, clang-format, shellcheck, codespell
+	$(BIN)/ruff format --check kvmdbg tests
+	$(BIN)/ruff check kvmdbg tests
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/codespell .
+
+.PHONY: typecheck
+typecheck: setup ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: check
+check: lint typecheck ## lint, types and unit tests, in under a minute
+	$(BIN)/pytest -q tests/unit
+
+.PHONY: test
+test: check images ## everything: check, then all tests, the ones on real VMs included
+	$(BIN)/pytest tests
+
+.PHONY: bench
+bench: images ## RSP round trips, beside QEMU's own stub
+	$(BIN)/python -m tests.bench
+
+.PHONY: clean
+clean: ## remove .venv, builds and caches (images stay in the user's cache)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find kvmdbg tests -name __pycache__ -prune -exec rm -rf {} +
