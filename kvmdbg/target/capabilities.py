@@ -1,0 +1,198 @@
+"""What a backend can do for a live VM, as Protocols.
+
+The server, the owner's control protocol and the facade (:class:`kvmdbg.target.vm.Vm`) know
+backends only through these. Every parameter and result is an integer, bytes, or a msgspec struct,
+so that each call can travel over the control protocol as it stands.
+
+All calls but :meth:`Execution.run` and :meth:`Execution.interrupt` need the VM stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.arch import Architecture
+from kvmdbg.target.breakpoints import BreakpointStore
+from kvmdbg.target.runstate import RunEvent, VmRunState
+from kvmdbg.target.stops import ResumePlan, Stop
+
+
+class Registers(Protocol):
+    """Registers of a vCPU, by number in :attr:`kvmdbg.arch.Architecture.registers`.
+
+    Values are bytes in guest byte order, as long as the register is.
+    """
+
+    async def read_block(self, vcpu: VcpuIndex) -> list[bytes | None]:
+        """Every register of ``Architecture.block``, in order; None where unavailable."""
+        ...
+
+    async def read_register(self, vcpu: VcpuIndex, number: int) -> bytes | None:
+        """One register; None where unavailable."""
+        ...
+
+    async def write_registers(self, vcpu: VcpuIndex, values: Mapping[int, bytes]) -> None:
+        """Set registers. Raises RegisterError when one cannot be written."""
+        ...
+
+
+class Memory(Protocol):
+    """Guest memory as a vCPU sees it."""
+
+    async def read(self, vcpu: VcpuIndex, address: Gva, length: int) -> bytes:
+        """Up to ``length`` bytes at ``address``, cut where the first unreadable byte is.
+
+        Raises MemoryFault when not even one byte can be read.
+        """
+        ...
+
+    async def write(self, vcpu: VcpuIndex, address: Gva, data: bytes) -> None:
+        """Write all of ``data``; the guest executes it if it is code. Raises MemoryFault."""
+        ...
+
+
+class PhysicalMemory(Protocol):
+    """Guest physical memory."""
+
+    async def read(self, address: Gpa, length: int) -> bytes:
+        """As :meth:`Memory.read`, by physical address."""
+        ...
+
+    async def write(self, address: Gpa, data: bytes) -> None:
+        """As :meth:`Memory.write`, by physical address."""
+        ...
+
+
+class Execution(Protocol):
+    """Runs the VM, and stops it."""
+
+    async def run(self, plan: ResumePlan) -> Stop:
+        """Let the VM run as ``plan`` says and return when it has stopped.
+
+        A vCPU that continues from a breakpoint whose hit was reported executes that instruction
+        first. Raises VmGone when the VM ends meanwhile.
+        """
+        ...
+
+    async def interrupt(self) -> None:
+        """Make a concurrent :meth:`run` return soon; its Stop says Paused unless something
+        else happened first. Without one, does nothing."""
+        ...
+
+    async def resync(self) -> None:
+        """Somebody else resumed the VM while it should be stopped: stop it and forget what was
+        known of its state."""
+        ...
+
+    def forget(self) -> None:
+        """Somebody else changed the guest's state (a reset) while it was stopped."""
+        ...
+
+
+class Engine(Protocol):
+    """A backend, open on one VM: its capabilities."""
+
+    @property
+    def name(self) -> str:
+        """``stub``, ``agent-kvm`` or ``agent-tcg``."""
+        ...
+
+    @property
+    def arch(self) -> Architecture:
+        """The guest's architecture."""
+        ...
+
+    @property
+    def vcpus(self) -> Sequence[VcpuIndex]:
+        """The guest's vCPUs."""
+        ...
+
+    @property
+    def registers(self) -> Registers:
+        """Registers."""
+        ...
+
+    @property
+    def memory(self) -> Memory:
+        """Memory by GVA."""
+        ...
+
+    @property
+    def physical(self) -> PhysicalMemory:
+        """Memory by GPA."""
+        ...
+
+    @property
+    def breakpoints(self) -> BreakpointStore:
+        """Breakpoints."""
+        ...
+
+    @property
+    def execution(self) -> Execution:
+        """Execution."""
+        ...
+
+    async def close(self) -> None:
+        """Leave the target: nothing of ours stays in it. The VM is stopped or gone."""
+        ...
+
+
+class RunControl(Protocol):
+    """The VM's run state as QEMU keeps it: :mod:`kvmdbg.machine` provides it over QMP.
+
+    Every call raises MonitorError when QEMU refuses or does not answer in time, and VmGone when
+    it has ended.
+    """
+
+    @property
+    def state(self) -> VmRunState:
+        """The last known run state."""
+        ...
+
+    @property
+    def exit_text(self) -> str:
+        """How QEMU ended, as half a sentence; meaningful when the state is GONE."""
+        ...
+
+    @property
+    def exit_signal(self) -> int:
+        """The signal that killed QEMU, 0 where it ended by itself or that is not known."""
+        ...
+
+    async def sync(self) -> VmRunState:
+        """Ask QEMU; when this returns, every event before the answer has been delivered."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop the VM."""
+        ...
+
+    async def cont(self) -> None:
+        """Resume the VM."""
+        ...
+
+    async def reset(self) -> None:
+        """Reset the machine, as its reset button does."""
+        ...
+
+    async def quit(self) -> None:
+        """End QEMU."""
+        ...
+
+    def subscribe(self, callback: Callable[[RunEvent], None]) -> None:
+        """``callback`` is called for every event, in order, from the event loop."""
+        ...
+
+
+class MonitorQuery(Protocol):
+    """QEMU's monitor, for questions that no other interface answers. Raises MonitorError."""
+
+    async def hmp(self, command: str) -> str:
+        """Run a human monitor command and return what it printed."""
+        ...
+
+    async def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command and return its result."""
+        ...

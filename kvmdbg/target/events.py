@@ -1,0 +1,36 @@
+"""What a VM tells its clients unasked. Structs, so that they travel over the control protocol."""
+
+from __future__ import annotations
+
+import msgspec
+
+from kvmdbg.target.stops import Stop
+
+
+class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
+    """The VM stopped, all vCPUs of it."""
+
+    stop: Stop
+
+
+class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
+    """The VM runs on."""
+
+
+class Notice(msgspec.Struct, frozen=True, tag="notice"):
+    """Something that a person at the debugger should know, in one sentence."""
+
+    text: str
+
+
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """The VM has ended; nothing follows. ``text`` says how, as half a sentence.
+
+    ``signal`` is the signal number that killed QEMU, 0 where it ended by itself.
+    """
+
+    text: str
+    signal: int = 0
+
+
+VmEvent = Stopped | Resumed | Notice | Gone

@@ -1,0 +1,97 @@
+"""Why a VM is stopped, and how it shall run on.
+
+These are facts, not encodings: the RSP server makes T/S/W/X replies of them, the control protocol
+sends them as they are (msgspec structs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+import msgspec
+
+from kvmdbg.addr import Gva, VcpuIndex
+from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.runstate import VmRunState
+
+
+class BreakpointHit(msgspec.Struct, frozen=True, tag="breakpoint"):
+    """A vCPU is about to execute the instruction at a breakpoint."""
+
+    kind: BreakpointKind
+    address: Gva
+
+
+class WatchpointHit(msgspec.Struct, frozen=True, tag="watchpoint"):
+    """An access to watched memory happened; pc is after the accessing instruction.
+
+    ``address`` is the start of the watched range (GVA).
+    """
+
+    kind: BreakpointKind
+    address: Gva
+
+
+class Stepped(msgspec.Struct, frozen=True, tag="step"):
+    """One instruction was executed."""
+
+
+class Paused(msgspec.Struct, frozen=True, tag="paused"):
+    """Somebody asked for a stop; ``foreign``: not through kvmdbg (another monitor did)."""
+
+    foreign: bool = False
+
+
+class Frozen(msgspec.Struct, frozen=True, tag="frozen"):
+    """The VM has not executed its first instruction yet."""
+
+
+class Panicked(msgspec.Struct, frozen=True, tag="panicked"):
+    """The guest kernel panicked and said so (pvpanic)."""
+
+
+class ShutDown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """The guest shut down; its memory can still be read, it cannot be resumed."""
+
+
+class Halted(msgspec.Struct, frozen=True, tag="halted"):
+    """QEMU stopped the VM for a reason of its own, named by its run state."""
+
+    state: VmRunState
+
+
+StopReason = (
+    BreakpointHit | WatchpointHit | Stepped | Paused | Frozen | Panicked | ShutDown | Halted
+)
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The VM is stopped (all vCPUs); ``vcpu`` is the one that the reason is about."""
+
+    vcpu: VcpuIndex
+    reason: StopReason
+
+
+class Action(Enum):
+    """What one vCPU does when the VM runs on."""
+
+    CONTINUE = "continue"
+    STEP = "step"
+    HOLD = "hold"
+
+
+class ResumePlan(msgspec.Struct, frozen=True):
+    """How the VM runs on: an action per vCPU, ``default`` for those not named."""
+
+    actions: Mapping[VcpuIndex, Action] = {}
+    default: Action = Action.CONTINUE
+
+    @classmethod
+    def step(cls, vcpu: VcpuIndex, others: Action = Action.HOLD) -> ResumePlan:
+        """Step ``vcpu`` by one instruction."""
+        return cls({vcpu: Action.STEP}, others)
+
+    def action(self, vcpu: VcpuIndex) -> Action:
+        """The action of ``vcpu``."""
+        return self.actions.get(vcpu, self.default)

@@ -1,0 +1,405 @@
+"""The facade over one live VM: every client, of whatever protocol, goes through it.
+
+It owns the only copy of "is the VM stopped, and why", puts operations in order, and turns what
+engine and monitor report into events. User-visible stops and quiet ones (to change a breakpoint
+while the VM runs) are told apart here, and so is what we did from what another monitor did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+
+from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.arch import Architecture
+from kvmdbg.errors import (
+    KvmdbgError,
+    NoSuchVcpu,
+    NotResumable,
+    VmGone,
+    VmRunning,
+    WaitTimeout,
+)
+from kvmdbg.target.breakpoints import BreakpointManager, BreakpointSpec, ClientId
+from kvmdbg.target.capabilities import Engine, MonitorQuery, RunControl
+from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
+from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
+from kvmdbg.target.stops import (
+    Frozen,
+    Halted,
+    Panicked,
+    Paused,
+    ResumePlan,
+    ShutDown,
+    Stop,
+)
+
+STOP_TIMEOUT = 15.0
+"""Seconds that a VM may take to stop: generous, a host under load is no error."""
+
+_RESET_QUIET = 1.0
+"""Seconds within which a second RESET is the same one (QEMU announces some twice)."""
+
+
+class Vm:
+    """One live VM.
+
+    ``initial`` says why it is stopped now: engines are opened on a stopped VM.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        run_control: RunControl,
+        monitor: MonitorQuery,
+        initial: Stop,
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.monitor = monitor
+        self.breakpoints = BreakpointManager(engine.breakpoints)
+        self._run_control = run_control
+        self._stop: Stop | None = initial
+        self._gone: Gone | None = None
+        self._plan = ResumePlan()
+        self._run: asyncio.Task[None] | None = None
+        self._quiet_stop: asyncio.Future[Stop] | None = None
+        self._interrupting = False
+        self._last_reset = -_RESET_QUIET
+        self._lock = asyncio.Lock()
+        self._holders: set[ClientId] = set()
+        self._subscribers: list[Callable[[VmEvent], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        run_control.subscribe(self._on_run_event)
+
+    # --- what is known ---------------------------------------------------------------------------
+
+    @property
+    def arch(self) -> Architecture:
+        """The guest's architecture."""
+        return self.engine.arch
+
+    @property
+    def vcpus(self) -> tuple[VcpuIndex, ...]:
+        """The guest's vCPUs."""
+        return tuple(self.engine.vcpus)
+
+    @property
+    def run_state(self) -> VmRunState:
+        """QEMU's run state, as last known."""
+        return VmRunState.GONE if self._gone else self._run_control.state
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why the VM is stopped; None while it runs, for clients, or when it is gone."""
+        return self._stop
+
+    @property
+    def gone(self) -> Gone | None:
+        """How the VM ended; None while it exists."""
+        return self._gone
+
+    @property
+    def holders(self) -> frozenset[ClientId]:
+        """The clients that rely on the VM staying as they left it (see :meth:`hold`)."""
+        return frozenset(self._holders)
+
+    def subscribe(self, callback: Callable[[VmEvent], None]) -> Callable[[], None]:
+        """Call ``callback`` for every event, in order; the result ends that."""
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
+
+    def _publish(self, event: VmEvent) -> None:
+        for callback in tuple(self._subscribers):
+            callback(event)
+
+    def notice(self, text: str) -> None:
+        """Tell every client something."""
+        self._publish(Notice(text))
+
+    # --- running and stopping --------------------------------------------------------------------
+
+    async def resume(self, plan: ResumePlan | None = None) -> None:
+        """Let the VM run on. Raises VmRunning, NotResumable, VmGone."""
+        async with self._lock:
+            self._require_stopped()
+            if not PERMITS[self._run_control.state].resumable:
+                raise NotResumable(
+                    f"the VM cannot run on because its state is {self._run_control.state.value}: "
+                    "reset it (monitor system_reset) or end it"
+                )
+            self._stop = None
+            self._publish(Resumed())
+            await self._start(plan or ResumePlan())
+
+    async def pause(self) -> Stop:
+        """Stop the VM, if it runs, and return why it is stopped. Raises VmGone, WaitTimeout."""
+        async with self._lock:
+            if self._stop is None:
+                self._require_alive()
+                await self._interrupt()
+            self._require_alive()
+            assert self._stop is not None, "a VM that is neither running nor gone is stopped"
+            return self._stop
+
+    @asynccontextmanager
+    async def halted(self) -> AsyncIterator[None]:
+        """Inside, the VM is stopped; a VM that ran runs on afterwards, and clients see nothing.
+
+        What stopped it meanwhile for another reason is reported, and then it stays stopped.
+        """
+        async with self._lock:
+            if self._stop is not None:
+                yield
+                return
+            self._require_alive()
+            self._quiet_stop = asyncio.get_running_loop().create_future()
+            try:
+                await self._interrupt()
+                stop = self._quiet_stop.result()
+            finally:
+                self._quiet_stop = None
+            try:
+                yield
+            finally:
+                if self._gone is None:
+                    if stop.reason == Paused():
+                        await self._start(self._plan)
+                    else:
+                        self._settle(stop)
+
+    async def reset(self) -> None:
+        """Reset the machine; it stays stopped or running as it was."""
+        self._require_alive()
+        await self._run_control.reset()
+
+    async def quit(self) -> None:
+        """End the VM and its QEMU."""
+        if self._gone is None:
+            await self._run_control.quit()
+
+    async def _start(self, plan: ResumePlan) -> None:
+        self._plan = plan
+        self._run = asyncio.create_task(self._run_until_stop(plan), name="vm-run")
+        await asyncio.sleep(
+            0
+        )  # until the engine's run() has begun: only then can it be interrupted
+
+    async def _interrupt(self) -> None:
+        """Stop a running VM and wait until that is settled."""
+        run = self._run
+        assert run is not None
+        self._interrupting = True
+        try:
+            await self.engine.execution.interrupt()
+            done, _ = await asyncio.wait({run}, timeout=STOP_TIMEOUT)
+        finally:
+            self._interrupting = False
+        if not done:
+            raise WaitTimeout(
+                f"the VM did not stop within {STOP_TIMEOUT:.0f} s: QEMU may be hung; "
+                "see its log in the VM's runtime folder"
+            )
+        self._require_alive()
+
+    async def _run_until_stop(self, plan: ResumePlan) -> None:
+        try:
+            stop = await self.engine.execution.run(plan)
+            stop = self._refine(stop, await self._run_control.sync())
+        except VmGone:
+            await self._run_control_gone()
+            return
+        except KvmdbgError as error:
+            self.notice(str(error))
+            stop = Stop(VcpuIndex(0), Halted(self._run_control.state))
+        self._run = None
+        if self._quiet_stop is not None:
+            self._quiet_stop.set_result(stop)
+        else:
+            self._settle(stop)
+
+    async def _run_control_gone(self) -> None:
+        """The engine lost the VM: say how it ended, in the run control's words if they come."""
+        for _ in range(50):
+            if self._gone is not None:
+                return
+            await asyncio.sleep(0.02)
+        self._set_gone(Gone("the connection to it was lost"))
+
+    def _settle(self, stop: Stop) -> None:
+        self._stop = stop
+        self._publish(Stopped(stop))
+
+    def _refine(self, stop: Stop, state: VmRunState) -> Stop:
+        """What the engine saw, completed by what QEMU says of the VM."""
+        match state:
+            case VmRunState.GUEST_PANICKED:
+                return Stop(stop.vcpu, Panicked())
+            case VmRunState.SHUTDOWN:
+                return Stop(stop.vcpu, ShutDown())
+            case VmRunState.PAUSED if isinstance(stop.reason, Paused):
+                return Stop(stop.vcpu, Paused(foreign=not self._interrupting))
+            case VmRunState.PRELAUNCH if isinstance(stop.reason, Paused):
+                return Stop(stop.vcpu, Frozen())
+            case VmRunState.PAUSED | VmRunState.DEBUG | VmRunState.PRELAUNCH:
+                return stop
+            case _:
+                return Stop(stop.vcpu, Halted(state))
+
+    # --- what others did -------------------------------------------------------------------------
+
+    def _on_run_event(self, event: RunEvent) -> None:
+        match event:
+            case RunEvent.RESUME if self._run is None:
+                self._spawn(self._after_foreign_resume())
+            case RunEvent.RESET:
+                self._on_reset()
+            case RunEvent.GUEST_PANICKED:
+                self.notice("the guest kernel panicked")
+            case RunEvent.POWERDOWN:
+                self.notice("the guest was asked to power down")
+            case RunEvent.WATCHDOG:
+                self.notice("the guest's watchdog device expired")
+            case RunEvent.GONE:
+                self._set_gone(Gone(self._run_control.exit_text, self._run_control.exit_signal))
+            case _:
+                pass
+
+    def _on_reset(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._last_reset >= _RESET_QUIET:
+            self.notice("the VM was reset")
+        self._last_reset = now
+        self.engine.execution.forget()
+
+    async def _after_foreign_resume(self) -> None:
+        """Another monitor resumed the VM: with a debugger relying on it, stop it again."""
+        async with self._lock:
+            if self._stop is None or self._gone is not None:
+                return
+            await self.engine.execution.resync()
+            await self._run_control.sync()
+            if self._holders:
+                self.notice("another monitor resumed the VM; kvmdbg stopped it again")
+            else:
+                self._stop = None
+                self._publish(Resumed())
+                await self._start(ResumePlan())
+
+    def _set_gone(self, gone: Gone) -> None:
+        if self._gone is not None:
+            return
+        self._gone = gone
+        self._stop = None
+        if self._run is not None and self._run is not asyncio.current_task():
+            self._run.cancel()
+        self._run = None
+        self._publish(gone)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- clients ---------------------------------------------------------------------------------
+
+    def hold(self, client: ClientId) -> None:
+        """``client`` relies on a stopped VM staying stopped, whatever other monitors do."""
+        self._holders.add(client)
+
+    async def release(self, client: ClientId, *, resume: bool) -> None:
+        """``client`` leaves: its breakpoints go, and with ``resume`` the VM runs on.
+
+        The VM stays stopped while another client holds it, or where it cannot be resumed.
+        """
+        self._holders.discard(client)
+        if self._gone is not None:
+            return
+        if self.breakpoints.held_by(client):
+            async with self.halted():
+                await self.breakpoints.drop(client)
+        if (
+            resume
+            and not self._holders
+            and self._stop is not None
+            and PERMITS[self._run_control.state].resumable
+        ):
+            await self.resume()
+
+    async def retire(self) -> bool:
+        """Everybody leaves: stop the VM and take all breakpoints out; true if it was running."""
+        running = self._stop is None
+        await self.pause()
+        async with self.halted():
+            for clients in self.breakpoints.inserted.values():
+                for client in clients:
+                    await self.breakpoints.drop(client)
+        return running
+
+    # --- the stopped guest -----------------------------------------------------------------------
+
+    async def insert_breakpoint(self, client: ClientId, spec: BreakpointSpec) -> None:
+        """Insert, also while the VM runs. Raises BreakpointError."""
+        async with self.halted():
+            await self.breakpoints.insert(client, spec)
+
+    async def remove_breakpoint(self, client: ClientId, spec: BreakpointSpec) -> None:
+        """Remove, also while the VM runs."""
+        async with self.halted():
+            await self.breakpoints.remove(client, spec)
+
+    @asynccontextmanager
+    async def _stopped(self, vcpu: VcpuIndex | None = None) -> AsyncIterator[None]:
+        async with self._lock:
+            self._require_stopped()
+            if vcpu is not None and vcpu not in self.engine.vcpus:
+                raise NoSuchVcpu(
+                    f"the VM has no vCPU {vcpu}: they are 0 to {len(self.engine.vcpus) - 1}"
+                )
+            yield
+
+    async def read_block(self, vcpu: VcpuIndex) -> list[bytes | None]:
+        """See :meth:`kvmdbg.target.capabilities.Registers.read_block`."""
+        async with self._stopped(vcpu):
+            return await self.engine.registers.read_block(vcpu)
+
+    async def read_register(self, vcpu: VcpuIndex, number: int) -> bytes | None:
+        """See :meth:`kvmdbg.target.capabilities.Registers.read_register`."""
+        async with self._stopped(vcpu):
+            return await self.engine.registers.read_register(vcpu, number)
+
+    async def write_registers(self, vcpu: VcpuIndex, values: Mapping[int, bytes]) -> None:
+        """See :meth:`kvmdbg.target.capabilities.Registers.write_registers`."""
+        async with self._stopped(vcpu):
+            await self.engine.registers.write_registers(vcpu, values)
+
+    async def read_memory(self, vcpu: VcpuIndex, address: Gva, length: int) -> bytes:
+        """See :meth:`kvmdbg.target.capabilities.Memory.read`."""
+        async with self._stopped(vcpu):
+            return await self.engine.memory.read(vcpu, address, length)
+
+    async def write_memory(self, vcpu: VcpuIndex, address: Gva, data: bytes) -> None:
+        """See :meth:`kvmdbg.target.capabilities.Memory.write`."""
+        async with self._stopped(vcpu):
+            await self.engine.memory.write(vcpu, address, data)
+
+    async def read_physical(self, address: Gpa, length: int) -> bytes:
+        """See :meth:`kvmdbg.target.capabilities.PhysicalMemory.read`."""
+        async with self._stopped():
+            return await self.engine.physical.read(address, length)
+
+    async def write_physical(self, address: Gpa, data: bytes) -> None:
+        """See :meth:`kvmdbg.target.capabilities.PhysicalMemory.write`."""
+        async with self._stopped():
+            await self.engine.physical.write(address, data)
+
+    def _require_alive(self) -> None:
+        if self._gone is not None:
+            raise VmGone(f"the VM {self.name} has ended: {self._gone.text}")
+
+    def _require_stopped(self) -> None:
+        self._require_alive()
+        if self._stop is None:
+            raise VmRunning(f"the VM {self.name} is running: stop it first")
