@@ -1,0 +1,198 @@
+"""Replies: typed answers, and the payloads that they become.
+
+Stop replies are in :mod:`kvmdbg.rsp.stops`: both roles know them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmdbg.rsp.octets import to_hex
+from kvmdbg.rsp.server.commands.session import Supported
+from kvmdbg.rsp.stops import Cause, Exited, Stopped, StopReply, Terminated, encode_stop
+from kvmdbg.rsp.threadid import ThreadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """``OK``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """The empty reply: not supported here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """``E``: ``number`` is an errno, 1 to 255; ``text`` is for clients that show it."""
+
+    number: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SupportedFeatures:
+    """``qSupported``: flags get a ``+``."""
+
+    flags: frozenset[str]
+    packet_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Undefined:
+    """A register whose value cannot be known; ``size`` in bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """``g`` and ``p``: values in guest byte order."""
+
+    values: tuple[bytes | Undefined, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """``m``: what could be read, which may be less than was asked for."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentThreadIs:
+    """``qC``."""
+
+    thread: ThreadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """A piece of the thread list; an empty one ends it."""
+
+    threads: tuple[ThreadSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPart:
+    """``qXfer`` read: a piece of an object; ``last`` if nothing follows it."""
+
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """``0`` or ``1``, for ``qAttached`` and the like."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VContActions:
+    """``vCont?``: the letters of the actions."""
+
+    letters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HexText:
+    """A text as the whole reply, for ``qThreadExtraInfo`` and ``qRcmd``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleOutput:
+    """``O``: a text for the user's console. Not a reply: the reply is still to come."""
+
+    text: str
+
+
+Reply = (
+    Ok
+    | Empty
+    | Error
+    | SupportedFeatures
+    | Registers
+    | Memory
+    | CurrentThreadIs
+    | Threads
+    | ObjectPart
+    | Flag
+    | VContActions
+    | HexText
+    | StopReply
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What both sides said they know in ``qSupported``."""
+
+    multiprocess: bool = False
+    error_message: bool = False
+    causes: frozenset[Cause] = frozenset()
+
+    @classmethod
+    def between(cls, client: Supported, server: SupportedFeatures) -> Negotiated:
+        """The features that both have."""
+
+        def both(name: str) -> bool:
+            return client.has(name) and name in server.flags
+
+        return cls(
+            multiprocess=both("multiprocess"),
+            error_message=both("error-message"),
+            causes=frozenset(cause for cause in Cause if both(cause.value.decode())),
+        )
+
+
+def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
+    """The payload of ``reply``."""
+    multiprocess = negotiated.multiprocess
+    match reply:
+        case Ok():
+            return b"OK"
+        case Empty():
+            return b""
+        case Memory(data):
+            return to_hex(data)
+        case Registers(values):
+            return b"".join(map(_register, values))
+        case Stopped() | Exited() | Terminated():
+            return encode_stop(reply, multiprocess=multiprocess, causes=negotiated.causes)
+        case Error(number, text):
+            return b"E." + _plain(text) if text and negotiated.error_message else b"E%02x" % number
+        case ObjectPart(data, last):
+            return (b"l" if last else b"m") + data
+        case Threads(threads):
+            ids = [thread.encode(multiprocess=multiprocess) for thread in threads]
+            return b"m" + b",".join(ids) if ids else b"l"
+        case CurrentThreadIs(thread):
+            return b"QC" + thread.encode(multiprocess=multiprocess)
+        case SupportedFeatures(flags, packet_size):
+            return b";".join(
+                [b"PacketSize=%x" % packet_size, *(f"{flag}+".encode() for flag in sorted(flags))]
+            )
+        case VContActions(letters):
+            return ";".join(("vCont", *letters)).encode()
+        case Flag(on):
+            return b"%d" % on
+        case HexText(text):
+            return to_hex(text.encode())
+        case ConsoleOutput(text):
+            return b"O" + to_hex(text.encode())
+
+
+def _register(value: bytes | Undefined) -> bytes:
+    return b"xx" * value.size if isinstance(value, Undefined) else to_hex(value)
+
+
+# gdb does not unescape error texts, so they must need no escapes.
+_PLAIN = str.maketrans("#$}*\n", "%S)x ")
+
+
+def _plain(text: str) -> bytes:
+    return text.translate(_PLAIN).encode()
