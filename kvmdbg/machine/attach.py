@@ -1,0 +1,205 @@
+"""Attaching to a QEMU that kvmdbg did not launch: through a free monitor, its own stub is started
+on a private socket, and put back on leaving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NoReturn
+
+from kvmdbg.arch import ARCHITECTURES
+from kvmdbg.errors import AttachError, MonitorError, VmGone
+from kvmdbg.machine.accel import choose_engine
+from kvmdbg.machine.exitwatch import ExitWatch
+from kvmdbg.machine.find import MonitorSocket, RunningVm, running_vm
+from kvmdbg.machine.machine import Machine, open_machine
+from kvmdbg.machine.processes import command_line
+from kvmdbg.machine.runcontrol import QmpMonitor
+from kvmdbg.machine.runtime import RuntimeDir, VmInfo
+from kvmdbg.qmp import QmpConnection
+
+GREETING_TIMEOUT = 2.0
+"""Seconds that a free monitor may take to greet."""
+
+_DISCONNECTED = "disconnected:"
+
+
+async def attach_vm(runtime: RuntimeDir, pid: int, engine: str = "auto") -> Machine:
+    """Open the running QEMU with that pid, stopped; :meth:`Machine.close` leaves it as it was.
+
+    Raises AttachError, AcceleratorError, RuntimeDirError.
+    """
+    chosen = choose_engine(engine)
+    vm = await asyncio.to_thread(running_vm, runtime, pid)
+    _require_attachable(vm, pid)
+    assert vm is not None
+    owner = runtime.owner(vm.process)
+    connection = await _connect(vm)
+    monitor = QmpMonitor(connection)
+    process: ExitWatch | None = None
+    try:
+        process = ExitWatch(pid)
+        info = await _describe(vm, monitor, chosen.name)
+        undo = await _start_stub(monitor, owner.stub, vm.gdb)
+        return await open_machine(info, owner.stub, process, connection, undo=undo)
+    except BaseException as error:
+        await connection.close()
+        if process is not None:
+            process.close()
+        if isinstance(error, VmGone | MonitorError):
+            raise AttachError(f"cannot attach to {vm.name} (pid {pid}): {error}") from error
+        raise
+
+
+def _require_attachable(vm: RunningVm | None, pid: int) -> None:
+    if vm is None:
+        argv = command_line(pid)
+        if not argv:
+            raise AttachError(f"cannot attach: there is no process {pid}")
+        raise AttachError(f"cannot attach: process {pid} is no QEMU but {Path(argv[0]).name}")
+    who = f"{vm.name} (pid {pid})"
+    if vm.arch not in ARCHITECTURES:
+        raise AttachError(
+            f"cannot attach to {who}: it emulates {vm.arch}, and kvmdbg knows "
+            f"{', '.join(ARCHITECTURES)} so far"
+        )
+    if vm.uid != os.getuid():
+        raise AttachError(
+            f"cannot attach to {who}: its QEMU runs as uid {vm.uid} and kvmdbg as uid "
+            f"{os.getuid()}, so they cannot share a private socket: run kvmdbg as that user"
+        )
+    if not vm.monitors:
+        raise AttachError(
+            f"cannot attach to {who}: it has no QMP monitor on a unix socket: start it with "
+            "-qmp unix:PATH,server=on,wait=off"
+        )
+
+
+async def _connect(vm: RunningVm) -> QmpConnection:
+    """A connection to the first monitor that is free. Raises AttachError."""
+    complaints = []
+    for monitor in vm.monitors:
+        if monitor.busy:
+            complaints.append(f"{_shown(monitor)} is in use by {_client(monitor)}")
+            continue
+        try:
+            return await QmpConnection.connect(monitor.path, timeout=GREETING_TIMEOUT)
+        except MonitorError as error:
+            complaints.append(str(error))
+    raise AttachError(
+        f"cannot attach to {vm.name} (pid {vm.pid}): no monitor of it is free "
+        f"({'; '.join(complaints)}): end that client, or give the VM one more -qmp"
+    )
+
+
+def _shown(monitor: MonitorSocket) -> str:
+    return monitor.path.replace("\0", "@")
+
+
+def _client(monitor: MonitorSocket) -> str:
+    if monitor.client is None:
+        return "another client"
+    argv = command_line(monitor.client)
+    return f"pid {monitor.client}" + (f" ({Path(argv[0]).name})" if argv else "")
+
+
+async def _describe(vm: RunningVm, monitor: QmpMonitor, engine: str) -> VmInfo:
+    """What QEMU itself says of the VM."""
+    arch = str((await monitor.qmp("query-target"))["arch"])
+    if arch not in ARCHITECTURES:
+        raise AttachError(f"cannot attach to {vm.name} (pid {vm.pid}): it emulates {arch}")
+    kvm = (await monitor.qmp("query-kvm"))["enabled"]
+    version = (await monitor.qmp("query-version"))["qemu"]
+    return VmInfo(
+        name=vm.name,
+        process=vm.process,
+        arch=arch,
+        accel="kvm" if kvm else "tcg",
+        accel_reason="as it was started",
+        engine=engine,
+        cpus=len(await monitor.qmp("query-cpus-fast")),
+        booted=False,
+        on_kill="detach",
+        qemu_version=f"{version['major']}.{version['minor']}.{version['micro']}",
+        argv=tuple(command_line(vm.pid)),
+    )
+
+
+# --- QEMU's own stub -----------------------------------------------------------------------------
+
+
+async def _start_stub(
+    monitor: QmpMonitor, socket: Path, configured: str | None
+) -> Callable[[], Awaitable[None]]:
+    """Make QEMU's stub listen on ``socket``; the result puts back what was there before.
+
+    ``configured`` is the device that the command line names.
+    """
+    current = await _stub_device(monitor)
+    if current is not None and not current.startswith(_DISCONNECTED):
+        raise AttachError(
+            f"a debugger is connected to QEMU's own stub already ({current}): end it first"
+        )
+    before = _device_before(current, socket, configured)
+    if current is not None:
+        await _gdbserver(monitor, "none")  # QEMU 7.2 cannot replace a device in one step
+    socket.unlink(missing_ok=True)
+
+    async def undo() -> None:
+        with contextlib.suppress(MonitorError, AttachError):
+            await _gdbserver(monitor, "none")
+            if before is not None:
+                await _gdbserver(monitor, before)
+        socket.unlink(missing_ok=True)
+
+    try:
+        await _gdbserver(monitor, f"unix:{str(socket).replace(',', ',,')},server=on,wait=off")
+        if not socket.exists():
+            _raise_unreachable(socket)
+    except BaseException:
+        await undo()
+        raise
+    return undo
+
+
+def _raise_unreachable(socket: Path) -> NoReturn:
+    raise AttachError(
+        f"QEMU started its stub, but {socket} is not there: QEMU sees other files than kvmdbg "
+        "(a container or chroot): run kvmdbg where QEMU runs"
+    )
+
+
+def _device_before(current: str | None, socket: Path, configured: str | None) -> str | None:
+    """The stub's device to put back: what the user gave where it is still that.
+
+    A device of our own was left by a kvmdbg that was killed.
+    """
+    if current is None:
+        return None
+    device = current.removeprefix(_DISCONNECTED)
+    if device.startswith(f"unix:{socket}") or configured is not None:
+        return configured
+    return f"{device},wait=off"
+
+
+async def _stub_device(monitor: QmpMonitor) -> str | None:
+    """Where the stub listens, as ``query-chardev`` says it; None where it does not."""
+    for chardev in await monitor.qmp("query-chardev"):
+        if chardev["label"] == "gdb":
+            return str(chardev["filename"])
+    return None
+
+
+async def _gdbserver(monitor: QmpMonitor, device: str) -> None:
+    """HMP ``gdbserver``; QMP has no such command. Raises AttachError with QEMU's words."""
+    quoted = device.replace("\\", "\\\\").replace('"', '\\"')
+    said = await monitor.hmp(f'gdbserver "{quoted}"')
+    if not said.startswith(("Waiting for gdb connection", "Disabled gdbserver")):
+        words = said.strip().splitlines()
+        raise AttachError(
+            f"QEMU could not start its stub on {device}: {words[0] if words else 'it said nothing'}"
+        )

@@ -1,0 +1,211 @@
+"""Starting QEMU for a definition, and coming back to one that we started.
+
+QEMU runs in a session of its own and outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmdbg.errors import KvmdbgError, LaunchError, MonitorError, NotRunning
+from kvmdbg.images import ImageStore, load_recipe
+from kvmdbg.machine.accel import choose_accelerator, choose_engine, without_host_cpu
+from kvmdbg.machine.define import BootFiles, Definition
+from kvmdbg.machine.exitwatch import ExitWatch, adopt
+from kvmdbg.machine.machine import Machine, open_machine
+from kvmdbg.machine.processes import ProcessId
+from kvmdbg.machine.qemu import arguments, find_qemu, qemu_version
+from kvmdbg.machine.runtime import RuntimeDir, VmFolder, VmInfo
+from kvmdbg.progress import Progress
+from kvmdbg.qmp import QmpConnection
+
+START_TIMEOUT = 30.0
+"""Seconds from the start of QEMU until its monitor answers."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# What QEMU says when it gives up → what to do.
+_HINTS = (
+    ("cannot set up guest memory", "give the VM less memory (key memory)"),
+    ("Cannot allocate memory", "give the VM less memory (key memory)"),
+    ("invalid option", "check extra_args"),
+    ("is not a valid device model name", "check extra_args"),
+    ('Failed to get "', "another program, perhaps another VM, is using that disk"),
+)
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the user chose for one run. ``name``: the definition's where None."""
+
+    name: str | None = None
+    accel: str = "auto"
+    engine: str = "auto"
+    keep: bool = False
+
+
+async def launch_vm(
+    runtime: RuntimeDir, definition: Definition, options: LaunchOptions, progress: Progress
+) -> Machine:
+    """Boot a definition: build its image if need be, start QEMU, open it frozen.
+
+    The caller holds ``runtime.name_lock(name)``. Raises LaunchError, ImageError,
+    AcceleratorError; nothing is left behind then.
+    """
+    name = options.name or definition.name
+    if not _NAME.fullmatch(name):
+        raise LaunchError(
+            f"{name!r} cannot name a VM: use letters, digits, dot, dash and underscore, 64 at most"
+        )
+    for _, other in runtime.vms():
+        if other.name == name:
+            raise LaunchError(f"a VM named {name} runs already (pid {other.pid}): use --name")
+    wanted = options.accel if options.accel != "auto" else definition.accel
+    accel = choose_accelerator(wanted)
+    engine = choose_engine(options.engine)
+    notices = [] if accel.name == wanted else [f"accelerator {accel.name}: {accel.reason}"]
+    extra, had_host_cpu = without_host_cpu(definition.extra_args)
+    if had_host_cpu:
+        notices.append(
+            "-cpu host became -cpu max: TCG emulates every feature that it knows, not this host's"
+        )
+    program = find_qemu(definition)
+    version = await qemu_version(program)
+    files, workload = await asyncio.to_thread(_build, definition, progress)
+
+    folder = runtime.new_vm(name)
+    argv = [program, *arguments(definition, files, folder, name, extra)]
+    process: ExitWatch | None = None
+    try:
+        progress.step(f"starting QEMU for {name}")
+        process = ExitWatch(_spawn(argv, folder, definition.folder))
+        info = VmInfo(
+            name=name,
+            process=await _identity(process, folder),
+            arch=definition.arch,
+            accel=accel.name,
+            accel_reason=accel.reason,
+            engine=engine.name,
+            cpus=definition.cpus,
+            booted=True,
+            on_kill=definition.debug.on_kill,
+            keep=options.keep,
+            orphan_timeout=definition.debug.orphan_timeout,
+            definition=str(definition.path),
+            vmlinux=str(files.vmlinux) if files.vmlinux else None,
+            workload=str(workload) if workload else None,
+            qemu_version=".".join(map(str, version)),
+            monitor=str(folder.monitor),
+            console=str(folder.console),
+            console_log=str(folder.console_log),
+            qemu_log=str(folder.qemu_log),
+            argv=tuple(argv),
+        )
+        folder.write(info)
+        connection = await _first_connection(process, folder)
+        return await open_machine(info, folder.stub, process, connection, notices=tuple(notices))
+    except BaseException:
+        if process is not None:
+            process.kill()
+            await process.wait()
+        folder.remove()
+        raise
+
+
+async def _identity(process: ExitWatch, folder: VmFolder) -> ProcessId:
+    identity = ProcessId.of(process.pid)
+    if identity is None:
+        raise await _died(process, folder)
+    return identity
+
+
+def _build(definition: Definition, progress: Progress) -> tuple[BootFiles, Path | None]:
+    """The files to boot, and the image's user program if it has one; takes minutes at times."""
+    if definition.recipe is None:
+        return definition.files(None), None
+    image = ImageStore().ensure(load_recipe(definition.recipe), progress)
+    workload = image.artefact("workload") if "workload" in image.manifest.artefacts else None
+    return definition.files(image), workload
+
+
+def _spawn(argv: list[str], folder: VmFolder, cwd: Path) -> int:
+    """Start QEMU with sockets for us alone, in a session that no terminal's Ctrl-C reaches.
+
+    Its pid. Raises LaunchError.
+    """
+    try:
+        with folder.qemu_log.open("ab") as log:
+            child = subprocess.Popen(
+                argv,
+                cwd=cwd,  # paths in extra_args are relative to the definition, as all are
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=0o077,
+            )
+    except OSError as error:
+        raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
+    adopt(child)
+    return child.pid
+
+
+async def _first_connection(process: ExitWatch, folder: VmFolder) -> QmpConnection:
+    """The monitor, once QEMU has made it. Raises LaunchError."""
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while True:
+                if process.ended:
+                    raise await _died(process, folder)
+                # The socket is there before anybody listens, and QEMU may die before it greets.
+                with contextlib.suppress(MonitorError):
+                    if folder.qmp.exists():
+                        return await QmpConnection.connect(folder.qmp, timeout=START_TIMEOUT)
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise LaunchError(
+            f"QEMU started, but its monitor did not answer within {START_TIMEOUT:g} s: "
+            f"{_last_words(folder) or 'it said nothing'}"
+        ) from None
+
+
+async def _died(process: ExitWatch, folder: VmFolder) -> LaunchError:
+    """The error for a QEMU that ends at its start, in its own words."""
+    await process.wait()
+    words = _last_words(folder)
+    if not words:
+        return LaunchError(f"QEMU ended at its start with status {process.status}, without a word")
+    hints = [hint for text, hint in _HINTS if text in words]
+    return LaunchError(f"QEMU ended at its start: {words}" + "".join(f": {h}" for h in hints[:1]))
+
+
+def _last_words(folder: VmFolder) -> str:
+    """The last line that QEMU printed, without its own name."""
+    try:
+        lines = folder.qemu_log.read_text(errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip() and ": warning: " not in line]
+    return re.sub(r"^\S*qemu-system-\S+: ", "", said[-1]) if said else ""
+
+
+async def take_over(folder: VmFolder) -> Machine:
+    """Open a VM that kvmdbg launched and that has no owner any more.
+
+    Raises NotRunning when it has ended meanwhile, MonitorError when its monitor is in use.
+    """
+    info = folder.read()
+    if info is None or not info.process.alive:
+        raise NotRunning(f"the VM of {folder.path} has ended")
+    process = ExitWatch(info.pid)
+    try:
+        connection = await QmpConnection.connect(folder.qmp)
+        return await open_machine(info, folder.stub, process, connection)
+    except KvmdbgError:
+        process.close()
+        raise
