@@ -1,0 +1,1 @@
+"""Engines: the capabilities of :mod:`kvmdbg.target` on something real."""

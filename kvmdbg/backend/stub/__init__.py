@@ -1,0 +1,12 @@
+"""The engine over QEMU's own gdbstub, on a private unix socket.
+
+It works under any accelerator and needs nothing but a QEMU. What the stub does oddly ends here;
+see :mod:`.execution` for most of it.
+"""
+
+from __future__ import annotations
+
+from kvmdbg.backend.stub.engine import StubEngine
+from kvmdbg.backend.stub.guard import Watchdog, start_watchdog
+
+__all__ = ["StubEngine", "Watchdog", "start_watchdog"]

@@ -1,0 +1,169 @@
+"""Running the VM, and saying why it stopped.
+
+What the stub does oddly, and this hides:
+
+- ``vCont;c`` makes no progress from a breakpoint, so a vCPU whose hit was reported is stepped off
+  it first, alone: a single step goes past breakpoints.
+- A single step of HLT never ends, as guest time stands still meanwhile: after a while it is looked
+  at, and goes on with time running.
+- A single step that another vCPU's stop forestalled happens in the next run, asked for or not:
+  that run is taken up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvmdbg.addr import Gva, VcpuIndex
+from kvmdbg.arch import Architecture
+from kvmdbg.backend.stub.breakpoints import StubBreakpoints
+from kvmdbg.backend.stub.registers import StubRegisters
+from kvmdbg.backend.stub.resumption import Outcome, Resumption
+from kvmdbg.backend.stub.threads import Threads
+from kvmdbg.errors import LocalProtocolError, RegisterError
+from kvmdbg.rsp.stops import SIGNAL_INT, SIGNAL_TRAP
+from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.stops import Action, BreakpointHit, Paused, ResumePlan, Stepped, Stop
+
+STEP_PATIENCE = 0.3
+"""Seconds after which a single step is looked at."""
+
+
+class StubExecution:
+    """Implements :class:`kvmdbg.target.capabilities.Execution`.
+
+    ``forget_guest`` drops what is cached of the guest's state.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        threads: Threads,
+        registers: StubRegisters,
+        breakpoints: StubBreakpoints,
+        resumption: Resumption,
+        forget_guest: Callable[[], None],
+    ) -> None:
+        self._arch = arch
+        self._threads = threads
+        self._registers = registers
+        self._breakpoints = breakpoints
+        self._resumption = resumption
+        self._forget_guest = forget_guest
+        self._reported: dict[VcpuIndex, Gva] = {}
+        self._running = False
+
+    async def run(self, plan: ResumePlan) -> Stop:
+        """See the capability."""
+        if self._running:
+            raise LocalProtocolError("the VM runs already")
+        if all(plan.action(vcpu) is Action.HOLD for vcpu in self._threads.vcpus):
+            raise LocalProtocolError("a plan that holds every vCPU runs nothing")
+        self._running, self._resumption.interrupted = True, False
+        try:
+            stop = await self._step_over(plan) or await self._run(plan)
+        finally:
+            self._running = False
+        if isinstance(stop.reason, BreakpointHit):
+            self._reported[stop.vcpu] = stop.reason.address
+        return stop
+
+    async def interrupt(self) -> None:
+        """See the capability."""
+        if self._running:
+            await self._resumption.interrupt()
+
+    async def resync(self) -> None:
+        """See the capability."""
+        await self._resumption.resync()
+        self.forget()
+
+    def forget(self) -> None:
+        """See the capability."""
+        self._reported.clear()
+        self._forget_guest()
+
+    async def _step_over(self, plan: ResumePlan) -> Stop | None:
+        """Get every vCPU that runs off the breakpoint it was reported at; what ended the whole run
+        meanwhile, if anything."""
+        for vcpu, address in tuple(self._reported.items()):
+            action = plan.action(vcpu)
+            if action is Action.HOLD:
+                continue
+            del self._reported[vcpu]
+            if action is Action.STEP or await self._pc(vcpu) != address:
+                continue
+            stop = await self._run(ResumePlan.step(vcpu))
+            if stop.reason == Stepped():
+                continue
+            if await self._pc(vcpu) == address:
+                self._reported[vcpu] = address
+            return stop
+        return None
+
+    async def _run(self, plan: ResumePlan) -> Stop:
+        stepped = [v for v in self._threads.vcpus if plan.action(v) is Action.STEP]
+        origins = {vcpu: await self._pc(vcpu) for vcpu in stepped}
+        mode = self._resumption.masked
+        patience = STEP_PATIENCE if stepped else None
+        while True:
+            overlooked = await self._at_breakpoint(plan)
+            if overlooked is not None:
+                return overlooked
+            try:
+                outcome = await self._resumption.go(plan, mode, patience)
+            finally:
+                self._forget_guest()
+            stop = await self._explain(outcome, plan)
+            if stop is None:
+                continue
+            if not _was_impatience(outcome) or self._resumption.interrupted:
+                return stop
+            for vcpu in stepped:
+                if await self._pc(vcpu) != origins[vcpu]:
+                    return Stop(vcpu, Stepped())
+            mode, patience = self._resumption.timed, None
+
+    async def _at_breakpoint(self, plan: ResumePlan) -> Stop | None:
+        """A hit that QEMU would miss, as it steps a vCPU that should continue."""
+        for vcpu in tuple(self._resumption.armed):
+            if plan.action(vcpu) is Action.CONTINUE:
+                hit = self._breakpoints.hit_at(await self._pc(vcpu))
+                if hit is not None:
+                    return Stop(vcpu, hit)
+        return None
+
+    async def _explain(self, outcome: Outcome, plan: ResumePlan) -> Stop | None:
+        """What a stop means; None if nobody asked for it."""
+        vcpu, reply = outcome.vcpu, outcome.reply
+        if reply is None:
+            return Stop(vcpu, Paused())
+        if reply.watch is not None:
+            return Stop(vcpu, self._breakpoints.watch_hit(*reply.watch))
+        if reply.signal != SIGNAL_TRAP:
+            # Somebody's pause, or a state that QEMU's run state names better than a signal.
+            return Stop(vcpu, Paused())
+        if plan.action(vcpu) is Action.STEP:
+            return Stop(vcpu, Stepped())
+        pc = await self._pc(vcpu)
+        hit = self._breakpoints.hit_at(pc)
+        if hit is None and outcome.stray:
+            return None
+        # In real mode the stub's pc lacks the segment's base: none of ours is there, though one is.
+        return Stop(vcpu, hit or BreakpointHit(BreakpointKind.SOFTWARE, pc))
+
+    async def _pc(self, vcpu: VcpuIndex) -> Gva:
+        pc = await self._registers.value(vcpu, self._arch.pc)
+        if pc is None:
+            raise RegisterError("QEMU's gdbstub does not have the program counter")
+        return Gva(pc)
+
+
+def _was_impatience(outcome: Outcome) -> bool:
+    reply = outcome.reply
+    return (
+        outcome.impatient
+        and reply is not None
+        and reply.signal == SIGNAL_INT
+        and reply.watch is None
+    )

@@ -1,0 +1,56 @@
+"""What only QEMU's human monitor says, read out of its text.
+
+All reading of monitor text is here, and tolerant: what is not understood is absent, and the engine
+does without it. Sources: QEMU's ``softmmu/memory.c`` (``info mtree -f``), ``monitor/misc.c``
+(``gpa2hva``), ``target/i386/cpu-dump.c`` (``info registers``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from kvmdbg.addr import Gpa, Hva, VcpuIndex
+from kvmdbg.errors import MonitorError
+from kvmdbg.target.capabilities import MonitorQuery
+
+_RANGE = re.compile(r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ram\): (\S+)", re.MULTILINE)
+_HVA = re.compile(r" is (0x[0-9a-f]+)")
+_CPU = re.compile(r"^CPU#(\d+)", re.MULTILINE)
+_DEBUG_REGISTER = re.compile(r"\b(DR[0-7]) ?=([0-9a-f]+)")
+_TABLE = re.compile(r"^(GDT|IDT) ?= *([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
+_SELECTOR = re.compile(r"^(LDT|TR) ?= *[0-9a-f]{4} ([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
+
+
+async def memory_ranges(monitor: MonitorQuery, backends: Collection[str]) -> list[tuple[Gpa, int]]:
+    """Guest RAM out of the memory ``backends``: first GPA and length in bytes of each range."""
+    for view in (await monitor.hmp("info mtree -f")).split("FlatView #"):
+        if re.search(r'AS "memory"', view):
+            return [
+                (Gpa(int(first, 16)), int(last, 16) - int(first, 16) + 1)
+                for first, last, name in _RANGE.findall(view)
+                if name in backends
+            ]
+    return []
+
+
+async def host_address(monitor: MonitorQuery, address: Gpa) -> Hva | None:
+    """Where QEMU has the guest's ``address``; None where that is no RAM."""
+    match = _HVA.search(await monitor.hmp(f"gpa2hva {address:#x}"))
+    return Hva(int(match[1], 16)) if match else None
+
+
+async def system_registers(monitor: MonitorQuery, vcpu: VcpuIndex) -> dict[str, int]:
+    """Debug registers and descriptor table bases of ``vcpu``, by our names; those QEMU shows."""
+    try:
+        text = await monitor.hmp("info registers -a")
+    except MonitorError:
+        return {}
+    parts = _CPU.split(text)
+    text = dict(zip(parts[1::2], parts[2::2], strict=True)).get(str(vcpu), "")
+    values = {name.lower(): int(value, 16) for name, value in _DEBUG_REGISTER.findall(text)}
+    for name, base in _TABLE.findall(text):
+        values[f"{name.lower()}r_base"] = int(base, 16)
+    for name, base in _SELECTOR.findall(text):
+        values["ldtr_base" if name == "LDT" else "tr_base"] = int(base, 16)
+    return values

@@ -1,0 +1,191 @@
+"""A process of its own that cleans up when the owner of a VM is killed.
+
+Run as a file, ``python -I -S watchdog.py SOCKET PID START_TIME LOCK ORPHAN_TIMEOUT FD``; it imports
+little, so that it is there within 20 ms. FD is a pipe: ``bye`` says that the owner left in good
+order, an end without it that it was killed. Then QEMU's stub is told to drop every breakpoint and
+to let the guest run on; and a VM that nobody takes over in ORPHAN_TIMEOUT seconds (0: ever) is
+ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+RESCUE_TIMEOUT = 15.0
+"""Seconds to try: QEMU may be busy, or not yet know that the owner has gone."""
+
+ANSWER_TIMEOUT = 2.0
+LOCK_INTERVAL = 2.0
+"""Seconds between two looks whether somebody has taken over."""
+
+
+class Stub:
+    """Just enough of a client of QEMU's stub. Raises OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(ANSWER_TIMEOUT)
+        self._socket.connect(path)
+        self._unread = b""
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, payload: bytes) -> None:
+        """Send a packet and wait for its acknowledgement; what came before is old."""
+        self._socket.sendall(b"$%b#%02x" % (payload, sum(payload) % 256))
+        while True:
+            _, plus, rest = self._unread.partition(b"+")
+            if plus:
+                self._unread = rest
+                return
+            self._receive()
+
+    def reply(self) -> None:
+        """Wait for a packet, and acknowledge it."""
+        while True:
+            start, end = self._unread.find(b"$"), self._unread.find(b"#")
+            if 0 <= start < end and len(self._unread) >= end + 3:
+                self._unread = self._unread[end + 3 :]
+                self._socket.sendall(b"+")
+                return
+            self._receive()
+
+    def interrupt(self) -> None:
+        """Pause the guest."""
+        self._socket.sendall(b"\x03")
+
+    def _receive(self) -> None:
+        data = self._socket.recv(4096)
+        if not data:
+            raise ConnectionResetError
+        self._unread += data
+
+
+def rescue(path: str) -> None:
+    """Leave the guest running without a trace of us. Connecting stops it. Raises OSError."""
+    stub = Stub(path)
+    try:
+        stub.send(b"?")  # drops every breakpoint
+        stub.reply()
+        # A vCPU that was being single-stepped stays so, and would stop the VM again: let all
+        # "step" with stepping off, which makes QEMU forget it.
+        stub.send(b"Qqemu.sstep=0")
+        stub.reply()
+        stub.send(b"vCont;s")
+        stub.interrupt()
+        # A VM that has shut down does not resume, so that nothing stops.
+        with contextlib.suppress(TimeoutError):
+            stub.reply()
+        stub.send(b"Qqemu.sstep=7")
+        stub.reply()
+        stub.send(b"D")
+        stub.reply()
+    finally:
+        stub.close()
+
+
+class Qemu:
+    """The QEMU process; :attr:`pidfd` is readable when it has ended."""
+
+    def __init__(self, pid: int, start_time: int) -> None:
+        """Raises OSError when it has ended."""
+        self.pidfd = os.pidfd_open(pid)
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            # proc(5): field 22; the name, field 2, may hold anything.
+            started = int(stat.read().rpartition(")")[2].split()[19])
+        if started != start_time:
+            raise ProcessLookupError
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait; True if it has ended."""
+        return bool(select.select([self.pidfd], [], [], seconds)[0])
+
+    def end(self) -> None:
+        """As ``kill``: QEMU then writes back its disks and exits."""
+        signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+
+def owner_was_killed(fd: int, qemu: Qemu) -> bool:
+    """Wait until the owner leaves or QEMU ends; True if there is something to clean up."""
+    said = b""
+    while True:
+        ready = select.select([fd, qemu.pidfd], [], [])[0]
+        if qemu.pidfd in ready:
+            return False
+        data = os.read(fd, 64)
+        if not data:
+            return b"bye" not in said
+        said += data
+
+
+def take_lock(path: str) -> int | None:
+    """Become the owner, as far as others can see; None if there is one. Closing lets go."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def clean_up(path: str, lock: str, qemu: Qemu) -> bool:
+    """Rescue, again and again until it works; False if somebody else has taken over."""
+    held = take_lock(lock)
+    if held is None:
+        return False
+    deadline = time.monotonic() + RESCUE_TIMEOUT
+    try:
+        while time.monotonic() < deadline:
+            try:
+                rescue(path)
+            except OSError:
+                if qemu.ends_within(0.2):
+                    break
+            else:
+                break
+    finally:
+        os.close(held)
+    return True
+
+
+def end_orphan(lock: str, qemu: Qemu, timeout: float) -> None:
+    """End QEMU after ``timeout`` seconds, unless somebody takes it over."""
+    deadline = time.monotonic() + timeout
+    while not qemu.ends_within(min(LOCK_INTERVAL, max(0.0, deadline - time.monotonic()))):
+        held = take_lock(lock)
+        if held is None:
+            return
+        try:
+            if time.monotonic() >= deadline:
+                qemu.end()
+                return
+        finally:
+            os.close(held)
+
+
+def main(path: str, pid: str, start_time: str, lock: str, orphan_timeout: str, fd: str) -> None:
+    """Guard one VM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        qemu = Qemu(int(pid), int(start_time))
+        if not owner_was_killed(int(fd), qemu) or not clean_up(path, lock, qemu):
+            return
+        if float(orphan_timeout) > 0:
+            end_orphan(lock, qemu, float(orphan_timeout))
+    except OSError:
+        # QEMU has ended, or its runtime folder has been swept away: nothing is left to guard.
+        return
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

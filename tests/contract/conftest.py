@@ -1,0 +1,96 @@
+"""Subjects for the contract tests: each engine that there is, with one and with two vCPUs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.addr import Gpa, Gva
+from kvmdbg.target.breakpoints import BreakpointKind
+from tests.contract.guest import IMAGE, SMALL, Guest, LiveVm, build, live_vm
+from tests.contract.subject import Subject, interrupted
+from tests.support.fake_engine import CODE, DATA, RAM_BASE, RAM_SIZE, Access, FakeVm
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    return build(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture(params=[1, 2], ids=["1 vCPU", "2 vCPUs"])
+def vcpus(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+async def vm(guest: Guest, tmp_path: Path, vcpus: int) -> AsyncIterator[LiveVm]:
+    """A live VM, stopped at the loop's first instruction."""
+    async with live_vm(guest, tmp_path, vcpus) as vm:
+        yield vm
+
+
+@pytest.fixture(params=["fake", pytest.param("stub", marks=pytest.mark.vm)])
+async def subject(
+    request: pytest.FixtureRequest, guest: Guest, tmp_path: Path, vcpus: int
+) -> AsyncIterator[Subject]:
+    """An engine on a guest that is past its start."""
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "fake":
+            yield fake_subject(vcpus)
+        else:
+            vm = await stack.enter_async_context(live_vm(guest, tmp_path, vcpus))
+            yield await stub_subject(vm)
+
+
+def fake_subject(vcpus: int) -> Subject:
+    fake = FakeVm(vcpus)
+    shared = Gva(DATA + 0x100)
+    fake.guest.accesses[Gva(CODE + 3)] = Access(BreakpointKind.WRITE, DATA, 8)
+    fake.guest.accesses[Gva(CODE + 8)] = Access(BreakpointKind.READ, shared)
+    return Subject(
+        engine=fake.engine,
+        run_control=fake.run_control,
+        store=Gva(CODE + 3),
+        stored=Gva(CODE + 4),
+        load=Gva(CODE + 8),
+        loaded=Gva(CODE + 9),
+        counter=DATA,
+        shared=shared,
+        counter_gpa=Gpa(DATA - RAM_BASE),
+        last_page=Gva(RAM_BASE + RAM_SIZE - 0x1000),
+        last_page_end=Gva(RAM_BASE + RAM_SIZE),
+    )
+
+
+async def stub_subject(vm: LiveVm) -> Subject:
+    """Let the guest reach its loop on every vCPU."""
+    engine = await vm.engine()
+    at = vm.guest.symbols
+    subject = Subject(
+        engine=engine,
+        run_control=vm.run_control,
+        store=at["store"],
+        stored=at["stored"],
+        load=at["load"],
+        loaded=at["loaded"],
+        counter=at["counters"],
+        shared=at["shared"],
+        counter_gpa=Gpa(at["counters"] - IMAGE + 0x20_0000),
+        last_page=SMALL,
+        last_page_end=Gva(SMALL + 0x1000),
+    )
+    await reach_loop(vm, subject)
+    return subject
+
+
+async def reach_loop(vm: LiveVm, subject: Subject) -> None:
+    """Run until each vCPU has been round its loop."""
+    loops = range(vm.guest.symbols["loop"], vm.guest.symbols["answer"])
+    for _ in range(100):
+        await interrupted(subject, after=0.02)
+        if all([await subject.pc(vcpu) in loops for vcpu in subject.engine.vcpus]):
+            return
+    pytest.fail("the guest did not start")

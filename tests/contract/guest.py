@@ -1,0 +1,99 @@
+"""Builds the guest of guest.S and runs it under QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+from kvmdbg.addr import Gva
+from kvmdbg.arch import X86_64
+from kvmdbg.backend.stub import StubEngine
+from kvmdbg.machine.exitwatch import ExitWatch
+from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
+from kvmdbg.qmp import QmpConnection
+
+IMAGE = 0xFFFF_FFFF_8020_0000
+"""GVA of GPA :data:`COPY` in the guest."""
+
+COPY = 0x20_0000
+SMALL = Gva(0x4000_0000)
+"""GVA of a single page at GPA 0x300000."""
+
+_SOURCE = Path(__file__).with_name("guest.S")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The built guest: its firmware file, and GVAs by symbol."""
+
+    firmware: Path
+    symbols: dict[str, Gva]
+
+
+def build(folder: Path) -> Guest:
+    """Assemble and link the guest."""
+    elf, firmware = folder / "guest.elf", folder / "guest.bin"
+    flags = ["-nostdlib", "-static", "-no-pie", f"-Wl,-Ttext={IMAGE:#x},--build-id=none"]
+    subprocess.run(["gcc", *flags, "-o", elf, _SOURCE], check=True)
+    with elf.open("rb") as file:
+        parsed = ELFFile(file)
+        firmware.write_bytes(parsed.get_section_by_name(".text").data())
+        table = parsed.get_section_by_name(".symtab")
+        symbols = {s.name: Gva(s["st_value"]) for s in table.iter_symbols() if s.name}
+    return Guest(firmware, symbols)
+
+
+@dataclass
+class LiveVm:
+    """A QEMU that runs the guest, with a stub and a monitor of its own."""
+
+    guest: Guest
+    process: subprocess.Popen[bytes]
+    stub: Path
+    run_control: QmpRunControl
+    monitor: QmpMonitor
+
+    async def engine(self, *, direct_memory: bool = True) -> StubEngine:
+        """Open an engine."""
+        return await StubEngine.open(
+            self.stub,
+            arch=X86_64,
+            monitor=self.monitor,
+            run_control=self.run_control,
+            pid=self.process.pid if direct_memory else None,
+        )
+
+
+@contextlib.asynccontextmanager
+async def live_vm(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[LiveVm]:
+    """Start QEMU, with the guest at its first instruction."""
+    stub, qmp = folder / "stub.sock", folder / "qmp.sock"
+    command = [
+        *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-no-shutdown"),
+        *("-accel", "tcg", "-m", "32", "-smp", str(vcpus), "-bios", str(guest.firmware)),
+        *("-qmp", f"unix:{qmp},server=on,wait=off"),
+        *("-chardev", f"socket,id=stub,path={stub},server=on,wait=off", "-gdb", "chardev:stub"),
+    ]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(20):
+            while not (stub.exists() and qmp.exists()):
+                assert process.poll() is None, "QEMU did not start"
+                await asyncio.sleep(0.02)
+        connection = await QmpConnection.connect(qmp)
+        watch = ExitWatch(process.pid)
+        run_control = await QmpRunControl.open(connection, watch)
+        try:
+            yield LiveVm(guest, process, stub, run_control, QmpMonitor(connection))
+        finally:
+            await run_control.close()
+            watch.close()
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,70 @@
+"""What contract tests run on: an engine, and a guest whose doings are known."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.target.capabilities import Engine, RunControl
+from kvmdbg.target.stops import ResumePlan, Stop
+
+BOOT = VcpuIndex(0)
+"""The vCPU that all addresses of a :class:`Subject` are about."""
+
+
+@dataclass
+class Subject:
+    """An engine on a stopped VM whose vCPU 0 goes round a loop, and others round other loops.
+
+    In the loop of vCPU 0 come, in this order: ``store``, an instruction that adds one to the number
+    at ``counter``, 8 bytes little-endian; ``stored``, the next one; ``load``, one that reads the
+    byte at ``shared``; ``loaded``, the next one. No other vCPU executes these.
+    """
+
+    engine: Engine
+    run_control: RunControl
+    store: Gva
+    stored: Gva
+    load: Gva
+    loaded: Gva
+    counter: Gva
+    shared: Gva
+    counter_gpa: Gpa
+    last_page: Gva
+    """Mapped and unused RAM, at least 4 KiB; nothing is mapped after it."""
+    last_page_end: Gva
+
+    async def run(self, plan: ResumePlan | None = None) -> Stop:
+        """Run until something stops the VM."""
+        return await self.engine.execution.run(plan or ResumePlan())
+
+    async def pc(self, vcpu: VcpuIndex = BOOT) -> Gva:
+        """Where a vCPU is."""
+        return Gva(await self.register(self.engine.arch.pc, vcpu))
+
+    async def register(self, name: str, vcpu: VcpuIndex = BOOT) -> int:
+        """A register as a number."""
+        number = self.engine.arch.numbers[name]
+        value = await self.engine.registers.read_register(vcpu, number)
+        assert value is not None
+        return int.from_bytes(value, "little")
+
+    async def set_register(self, name: str, value: int, vcpu: VcpuIndex = BOOT) -> None:
+        """Write a register."""
+        number = self.engine.arch.numbers[name]
+        data = value.to_bytes(self.engine.arch.registers[number].size, "little")
+        await self.engine.registers.write_registers(vcpu, {number: data})
+
+    async def count(self) -> int:
+        """The number at ``counter``."""
+        return int.from_bytes(await self.engine.memory.read(BOOT, self.counter, 8), "little")
+
+
+async def interrupted(subject: Subject, *, after: float, plan: ResumePlan | None = None) -> Stop:
+    """Let it run for ``after`` seconds, then interrupt it."""
+    run = asyncio.create_task(subject.run(plan))
+    await asyncio.sleep(after)
+    await subject.engine.execution.interrupt()
+    async with asyncio.timeout(10):
+        return await run
