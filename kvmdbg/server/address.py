@@ -1,0 +1,81 @@
+"""Addresses that the server can listen on: ``unix:PATH`` and ``tcp:HOST:PORT``."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmdbg.errors import ListenError
+
+_MAX_PATH = 107
+"""Bytes in a unix socket's path: sun_path of sockaddr_un, less its NUL."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A unix socket."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A TCP port on a loopback address; port 0 lets the kernel choose one."""
+
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.host.version == 6 else str(self.host)
+        return f"tcp:{host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+def parse_address(text: str) -> Address:
+    """Read an address. Raises ListenError."""
+    scheme, _, rest = text.partition(":")
+    match scheme:
+        case "unix" if rest:
+            return _unix(rest)
+        case "tcp" if rest:
+            return _tcp(text, rest)
+        case _:
+            raise ListenError(
+                f"cannot listen on {text!r}: use unix:PATH or tcp:HOST:PORT with a loopback HOST"
+            )
+
+
+def _unix(text: str) -> UnixAddress:
+    path = Path(text).absolute()
+    if len(bytes(path)) > _MAX_PATH:
+        raise ListenError(
+            f"cannot listen on {path}: a unix socket's path has at most {_MAX_PATH} bytes, "
+            "choose a shorter one"
+        )
+    return UnixAddress(path)
+
+
+def _tcp(text: str, rest: str) -> TcpAddress:
+    host, _, port = rest.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
+        raise ListenError(f"cannot listen on {text!r}: {port!r} is no TCP port, use 0 to 65535")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise ListenError(
+            f"cannot listen on {text!r}: {host!r} is no IP address, use 127.0.0.1 or [::1]"
+        ) from None
+    if not address.is_loopback:
+        raise ListenError(
+            f"cannot listen on {text!r}: only loopback is allowed, since RSP knows no passwords; "
+            "use tcp:127.0.0.1:PORT and ssh's port forwarding"
+        )
+    return TcpAddress(address, int(port))

@@ -1,0 +1,92 @@
+"""What is remembered about one RSP client, and what a handler may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kvmdbg.addr import VcpuIndex, thread_of, vcpu_of
+from kvmdbg.errors import NoSuchVcpu
+from kvmdbg.rsp.server.replies import Reply
+from kvmdbg.rsp.threadid import ALL, ThreadSpec
+from kvmdbg.server.host import Host
+from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.vm import Vm
+
+_FIRST = VcpuIndex(0)
+_EVERY = ThreadSpec(ALL)
+
+PROCESS = 1
+"""The one process that the guest is to gdb."""
+
+PACKET_SIZE = 0x10000
+"""Longest packet that a client may send, and the longest payload of a reply, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The VM runs; the stop reply will be the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """``text`` for the user's console, then OK."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The packet gets no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Answer, if there is anything to say, and hang up; with ``kill`` the VM's owner is told."""
+
+    reply: Reply | None = None
+    kill: bool = False
+
+
+Outcome: TypeAlias = Reply | Running | Printed | Silent | Goodbye
+"""What a handler makes of a command."""
+
+
+@dataclass(slots=True)
+class Client:
+    """One RSP client.
+
+    ``access`` is the vCPU whose registers and memory are meant (``Hg``), ``resumed`` the thread
+    that ``c`` and ``s`` mean (``Hc``). ``extended``: the connection outlives a detach.
+    """
+
+    id: ClientId
+    host: Host
+    access: VcpuIndex = _FIRST
+    resumed: ThreadSpec = _EVERY
+    extended: bool = False
+    physical: bool = False
+
+    @property
+    def vm(self) -> Vm:
+        """The VM."""
+        return self.host.vm
+
+    def vcpu(self, thread: ThreadSpec) -> VcpuIndex:
+        """The vCPU that ``thread`` names; "any" and "all" name the one accessed last.
+
+        Raises NoSuchVcpu.
+        """
+        if thread.pid not in (None, 0, -1, PROCESS):
+            raise NoSuchVcpu(f"there is no process {thread.pid}: the guest is process {PROCESS}")
+        if not thread.is_one:
+            return self.access
+        vcpu = vcpu_of(thread.tid)
+        if vcpu not in self.vm.vcpus:
+            raise NoSuchVcpu(f"there is no thread {thread.tid}: the VM has {len(self.vm.vcpus)}")
+        return vcpu
+
+
+def spec_of(vcpu: VcpuIndex) -> ThreadSpec:
+    """The thread-id of ``vcpu``."""
+    return ThreadSpec(thread_of(vcpu), PROCESS)

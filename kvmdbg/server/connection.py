@@ -1,0 +1,111 @@
+"""The I/O under one RSP client: a transport, the protocol's session, and an inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import cast
+
+from kvmdbg.errors import RemoteProtocolError
+from kvmdbg.rsp.frame import Garbage
+from kvmdbg.rsp.server.commands import Command
+from kvmdbg.rsp.server.replies import ConsoleOutput, Reply
+from kvmdbg.rsp.server.session import InterruptRequest, ServerSession
+from kvmdbg.server.client import PACKET_SIZE
+from kvmdbg.target.events import VmEvent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """The client is gone."""
+
+
+Item = Command | InterruptRequest | VmEvent | HangUp
+"""What a client's task has to deal with, in order of arrival."""
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection. Nothing is read from it before :meth:`start`.
+
+    ``serve`` is run in a task of its own for as long as it wants the connection.
+    """
+
+    def __init__(self, serve: Callable[[Connection], Coroutine[None, None, None]]) -> None:
+        self._serve = serve
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None]
+        self.rsp = ServerSession(PACKET_SIZE)
+        self.inbox: asyncio.Queue[Item] = asyncio.Queue()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connected socket."""
+        return cast(socket.socket, self._transport.get_extra_info("socket"))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.pause_reading()
+        self._task = asyncio.create_task(self._run(), name="rsp-client")
+
+    async def _run(self) -> None:
+        try:
+            await self._serve(self)
+        finally:
+            self.close()
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._receive(data)
+        if acknowledgements := self.rsp.data_to_send():
+            self._transport.write(acknowledgements)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by asyncio."""
+        self.rsp.close()
+        self.inbox.put_nowait(HangUp())
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            events = self.rsp.receive_data(data)
+        except RemoteProtocolError as error:
+            log.warning("an RSP client is dropped: %s", error)
+            self.close()
+            return
+        for event in events:
+            if isinstance(event, Garbage):
+                log.debug("an RSP client sent %d bytes outside of packets", event.count)
+            else:
+                self.inbox.put_nowait(event)
+
+    def send(self, reply: Reply | ConsoleOutput) -> None:
+        """Answer; what the client sent ahead is dealt with next."""
+        self._write(self.rsp.send(reply))
+        self._receive(b"")
+
+    def running(self) -> None:
+        """The command was accepted, and its reply will be a stop reply."""
+        self.rsp.resume()
+        self._receive(b"")
+
+    def stay_silent(self) -> None:
+        """The command gets no reply."""
+        self.rsp.stay_silent()
+        self._receive(b"")
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data + self.rsp.data_to_send())
+
+    def close(self) -> None:
+        """Hang up once everything is sent."""
+        self.rsp.close()
+        self._transport.close()

@@ -1,0 +1,34 @@
+"""What the server needs of the process that it runs in, the VM's owner."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.vm import Vm
+
+
+class Host(Protocol):
+    """The owner of one VM."""
+
+    @property
+    def vm(self) -> Vm:
+        """The VM."""
+        ...
+
+    @property
+    def attached(self) -> bool:
+        """True if the VM was running before kvmdbg came, so that gdb shall detach, not kill."""
+        ...
+
+    async def kill(self) -> None:
+        """gdb said ``kill``: end the VM, or do nothing where it is to be left alone."""
+        ...
+
+    def client_joined(self, client: ClientId, pid: int) -> None:
+        """A client was admitted; ``pid`` is 0 where it is not known."""
+        ...
+
+    def client_left(self, client: ClientId, *, orderly: bool) -> None:
+        """It left; ``orderly`` if it said so first."""
+        ...

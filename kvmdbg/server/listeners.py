@@ -1,0 +1,160 @@
+"""Listening for RSP clients, and letting in one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+from pathlib import Path
+
+from kvmdbg.errors import KvmdbgError, ListenError, PeerRefused
+from kvmdbg.rsp.server.commands import Command
+from kvmdbg.rsp.server.replies import Error, Negotiated
+from kvmdbg.server.address import Address, TcpAddress, UnixAddress, parse_address
+from kvmdbg.server.client import Client
+from kvmdbg.server.connection import Connection, HangUp
+from kvmdbg.server.host import Host
+from kvmdbg.server.peers import admit
+from kvmdbg.server.session import Session
+from kvmdbg.target.breakpoints import ClientId
+
+log = logging.getLogger(__name__)
+
+_REFUSAL_TIMEOUT = 5.0
+"""Seconds that a client who is refused has to ask something, so that it can be told why."""
+
+
+class RspServer:
+    """Serves RSP for one VM on any number of addresses."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._numbers = itertools.count(1)
+        self._listeners: dict[Address, asyncio.Server] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.client: ClientId | None = None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses that are served."""
+        return tuple(map(str, self._listeners))
+
+    async def listen(self, text: str) -> str:
+        """Serve one more address, and return it as it came out. Raises ListenError."""
+        address = parse_address(text)
+        if address in self._listeners:
+            return str(address)
+        sock = _bind(address)
+        if isinstance(address, TcpAddress):
+            address = TcpAddress(address.host, sock.getsockname()[1])
+        loop = asyncio.get_running_loop()
+        if isinstance(address, UnixAddress):
+            server = await loop.create_unix_server(self._connection, sock=sock)
+        else:
+            server = await loop.create_server(self._connection, sock=sock)
+        self._listeners[address] = server
+        return str(address)
+
+    async def close(self) -> None:
+        """Stop listening, and drop every client as if it had hung up."""
+        for address, server in self._listeners.items():
+            server.close()
+            if isinstance(address, UnixAddress):
+                address.path.unlink(missing_ok=True)
+        self._listeners.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _connection(self) -> Connection:
+        return Connection(self._serve)
+
+    async def _serve(self, connection: Connection) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            pid = await admit(connection.socket)
+            if self.client is not None:
+                await _refuse(connection, f"the VM is being debugged by {self.client} already")
+                raise PeerRefused(f"a second gdb was refused while {self.client} is connected")
+            await self._serve_admitted(connection, pid)
+        except KvmdbgError as error:
+            log.warning("%s", error)
+            self._host.vm.notice(str(error))
+        finally:
+            self._tasks.discard(task)
+
+    async def _serve_admitted(self, connection: Connection, pid: int) -> None:
+        self.client = f"gdb-{next(self._numbers)}"
+        client = Client(self.client, self._host)
+        session = Session(client, connection)
+        self._host.client_joined(client.id, pid)
+        try:
+            await session.run()
+        finally:
+            self.client = None
+            self._host.client_left(client.id, orderly=session.orderly)
+
+
+async def _refuse(connection: Connection, reason: str) -> None:
+    """Answer the client's first question with the reason: gdb shows it."""
+    connection.rsp.negotiated = Negotiated(error_message=True)
+    connection.start()
+    try:
+        async with asyncio.timeout(_REFUSAL_TIMEOUT):
+            while not isinstance(item := await connection.inbox.get(), HangUp):
+                if isinstance(item, Command):
+                    connection.send(Error(16, reason))
+                    return
+    except TimeoutError:
+        return
+
+
+def _bind(address: Address) -> socket.socket:
+    try:
+        if isinstance(address, UnixAddress):
+            return _bind_unix(address.path)
+        family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return _bound(sock, (str(address.host), address.port))
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on {address}: {error.strerror}; choose another address"
+        ) from error
+
+
+def _bound(sock: socket.socket, name: str | tuple[str, int]) -> socket.socket:
+    try:
+        sock.bind(name)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """A socket that nobody else can connect to from the moment that it exists."""
+    if path.is_socket() and not _is_served(path):
+        path.unlink()  # left behind by a process that was killed
+    mask = os.umask(0o177)
+    try:
+        return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(path))
+    finally:
+        os.umask(mask)
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+        return True

@@ -1,0 +1,98 @@
+"""Stops, as stop replies and in words."""
+
+from __future__ import annotations
+
+from kvmdbg.addr import VcpuIndex
+from kvmdbg.rsp.stops import (
+    SIGNAL_INT,
+    SIGNAL_KILL,
+    SIGNAL_TRAP,
+    Cause,
+    Exited,
+    Stopped,
+    StopReply,
+    Terminated,
+    Watch,
+)
+from kvmdbg.server.client import PROCESS, spec_of
+from kvmdbg.target import events
+from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.stops import (
+    BreakpointHit,
+    Halted,
+    Panicked,
+    Paused,
+    ShutDown,
+    Stop,
+    StopReason,
+    WatchpointHit,
+)
+from kvmdbg.target.vm import Vm
+
+# gdb's own numbers (include/gdb/signals.def), not the host's.
+_SIGNAL_ABRT = 6
+_SIGNAL_STOP = 17
+_SIGNAL_PWR = 32
+
+_WATCHES = {
+    BreakpointKind.WRITE: Watch.WRITE,
+    BreakpointKind.READ: Watch.READ,
+    BreakpointKind.ACCESS: Watch.ACCESS,
+}
+_CAUSES = {BreakpointKind.SOFTWARE: Cause.SOFTWARE, BreakpointKind.HARDWARE: Cause.HARDWARE}
+
+
+async def stop_reply(vm: Vm, stop: Stop) -> StopReply:
+    """The stop reply for ``stop``, with the registers that gdb asks for first."""
+    thread = spec_of(stop.vcpu)
+    registers = await _expedited(vm, stop.vcpu)
+    match stop.reason:
+        case BreakpointHit(kind):
+            return Stopped(SIGNAL_TRAP, thread, cause=_CAUSES[kind], registers=registers)
+        case WatchpointHit(kind, address):
+            watch = (_WATCHES[kind], address)
+            return Stopped(SIGNAL_TRAP, thread, watch, registers=registers)
+        case reason:
+            return Stopped(_signal(reason), thread, registers=registers)
+
+
+def _signal(reason: StopReason) -> int:
+    match reason:
+        case Paused():
+            return SIGNAL_INT
+        case Panicked():
+            return _SIGNAL_ABRT
+        case ShutDown():
+            return _SIGNAL_PWR
+        case Halted():
+            return _SIGNAL_STOP
+        case _:
+            return SIGNAL_TRAP
+
+
+async def _expedited(vm: Vm, vcpu: VcpuIndex) -> dict[int, bytes]:
+    block = await vm.read_block(vcpu)
+    numbers = [vm.arch.numbers[name] for name in vm.arch.expedited]
+    return {number: value for number in numbers if (value := block[number]) is not None}
+
+
+def explain(reason: StopReason) -> str | None:
+    """What to tell a person about a stop that no stop reply can express."""
+    match reason:
+        case Paused(foreign=True):
+            return "another monitor stopped the VM"
+        case Panicked():
+            return "the guest panicked; it cannot run on, monitor system_reset resets it"
+        case ShutDown():
+            return "the guest shut down; it cannot run on, monitor system_reset resets it"
+        case Halted(state):
+            return f"QEMU stopped the VM, its state is {state.value}"
+        case _:
+            return None
+
+
+def end_reply(gone: events.Gone) -> StopReply:
+    """The stop reply for the VM's end."""
+    if gone.signal:
+        return Terminated(gone.signal if gone.signal < 16 else SIGNAL_KILL, PROCESS)
+    return Exited(0, PROCESS)

@@ -1,0 +1,163 @@
+"""One RSP client: parse, execute, reply; while the VM runs, only Ctrl-C and the VM's events.
+
+One task deals with the inbox, in order: commands and Ctrl-C of the client, events of the VM.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from kvmdbg.errors import KvmdbgError, RemoteProtocolError, VmGone, VmRunning
+from kvmdbg.rsp.server.commands import Command, MalformedCommand
+from kvmdbg.rsp.server.replies import ConsoleOutput, Ok, Reply
+from kvmdbg.rsp.server.session import InterruptRequest
+from kvmdbg.rsp.server.states import SessionState
+from kvmdbg.server.client import Client, Goodbye, Outcome, Printed, Running, Silent
+from kvmdbg.server.connection import Connection, HangUp, Item
+from kvmdbg.server.failures import error_reply, is_worth_telling
+from kvmdbg.server.report import end_reply, explain, stop_reply
+from kvmdbg.server.table import execute
+from kvmdbg.target.events import Gone, Notice, Stopped
+from kvmdbg.target.stops import Stop
+
+log = logging.getLogger(__name__)
+
+_MAX_NOTICES = 100
+"""Notices kept for a client whose target is stopped; the oldest are dropped."""
+
+_OUTPUT_PIECE = 2000
+"""Characters of console output per packet: any client can take that."""
+
+
+class Session:
+    """Serves one admitted client until it leaves."""
+
+    def __init__(self, client: Client, connection: Connection) -> None:
+        self._client = client
+        self._connection = connection
+        self._notices: deque[str] = deque(maxlen=_MAX_NOTICES)
+        self._over = False
+        self._kill = False
+        self.orderly = False
+
+    async def run(self) -> None:
+        """Stop the VM, as gdb expects of what it connects to, serve, and leave no trace."""
+        vm = self._client.vm
+        unsubscribe = vm.subscribe(self._connection.inbox.put_nowait)
+        try:
+            vm.hold(self._client.id)
+            self._client.access = (await vm.pause()).vcpu
+            self._connection.start()
+            while not self._over:
+                await self._handle(await self._connection.inbox.get())
+        finally:
+            unsubscribe()
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Also when the client crashed: the guest is left unpatched, and running."""
+        client = self._client
+        self._connection.close()
+        try:
+            if self._kill:
+                await client.host.kill()
+            await client.vm.release(client.id, resume=True)
+        except KvmdbgError as error:
+            log.warning("after %s left: %s", client.id, error)
+
+    async def _handle(self, item: Item) -> None:
+        match item:
+            case Command():
+                self._answer(await self._execute(item))
+            case InterruptRequest():
+                await self._interrupt()
+            case Stopped(stop):
+                await self._report(stop)
+            case Notice(text):
+                self._tell(text)
+            case Gone(text):
+                self._tell(f"the VM has ended: {text}")
+                if self._is_running:
+                    self._connection.send(end_reply(item))
+                self._over = self.orderly = True
+            case HangUp():
+                self._over = True
+            case _:
+                pass
+
+    @property
+    def _is_running(self) -> bool:
+        return self._connection.rsp.state is SessionState.RUNNING
+
+    async def _execute(self, command: Command) -> Outcome:
+        try:
+            if isinstance(command, MalformedCommand):
+                raise RemoteProtocolError(f"malformed packet {command.name}: {command.reason}")
+            return await execute(self._client, command)
+        except KvmdbgError as error:
+            if is_worth_telling(error) and not self._connection.rsp.negotiated.error_message:
+                self._notices.append(str(error))
+            return error_reply(error)
+
+    def _answer(self, outcome: Outcome) -> None:
+        if self._connection.rsp.state is SessionState.CLOSED:
+            return  # it hung up meanwhile; the inbox says so
+        match outcome:
+            case Running():
+                self._connection.running()
+                self._flush_notices()
+            case Printed(text):
+                self._flush_notices()
+                self._print(text)
+                self._connection.send(Ok())
+            case Silent():
+                self._connection.stay_silent()
+            case Goodbye(reply, kill):
+                self._say_goodbye(reply, kill)
+            case _:
+                self._connection.send(outcome)
+
+    def _say_goodbye(self, reply: Reply | None, kill: bool) -> None:
+        if reply is None:
+            self._connection.stay_silent()
+        else:
+            self._connection.send(reply)
+        self._over = self.orderly = True
+        self._kill = kill
+
+    async def _interrupt(self) -> None:
+        """Ctrl-C: the Stopped that follows, or has come first, is the answer."""
+        try:
+            await self._client.vm.pause()
+        except VmGone:
+            pass  # the inbox says so
+        except KvmdbgError as error:
+            self._tell(str(error))
+
+    async def _report(self, stop: Stop) -> None:
+        if not self._is_running:
+            return
+        try:
+            reply = await stop_reply(self._client.vm, stop)
+        except (VmGone, VmRunning):
+            return  # that is over already, and the inbox says what came then
+        self._client.access = stop.vcpu
+        if words := explain(stop.reason):
+            self._tell(words)
+        if self._is_running:
+            self._connection.send(reply)
+
+    def _tell(self, text: str) -> None:
+        """Tell the user as soon as the protocol allows."""
+        self._notices.append(text)
+        if self._is_running:
+            self._flush_notices()
+
+    def _flush_notices(self) -> None:
+        while self._notices:
+            self._print(f"kvmdbg: {self._notices.popleft()}\n")
+
+    def _print(self, text: str) -> None:
+        for start in range(0, len(text), _OUTPUT_PIECE):
+            self._connection.send(ConsoleOutput(text[start : start + _OUTPUT_PIECE]))

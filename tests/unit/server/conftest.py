@@ -1,0 +1,90 @@
+"""A server over a fake VM, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.server import RspServer
+from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.events import Notice, VmEvent
+from tests.support.fake_engine import FakeVm
+from tests.support.rsp_peer import RspPeer
+
+
+class FakeHost:
+    """The owner; records what it is told."""
+
+    def __init__(self, vcpus: int = 2) -> None:
+        self.fake = FakeVm(vcpus)
+        self.vm = self.fake.facade()
+        self.attached = False
+        self.quit_on_kill = True
+        self.joined: list[ClientId] = []
+        self.left: list[tuple[ClientId, bool]] = []
+        self.gone_clients = asyncio.Condition()
+        self.notices: list[str] = []
+        self.vm.subscribe(self._on_event)
+
+    def _on_event(self, event: VmEvent) -> None:
+        if isinstance(event, Notice):
+            self.notices.append(event.text)
+
+    async def kill(self) -> None:
+        if self.quit_on_kill:
+            await self.vm.quit()
+
+    def client_joined(self, client: ClientId, pid: int) -> None:
+        self.joined.append(client)
+
+    def client_left(self, client: ClientId, *, orderly: bool) -> None:
+        self.left.append((client, orderly))
+
+    async def wait_left(self, count: int = 1) -> None:
+        async with asyncio.timeout(10):
+            while len(self.left) < count:
+                await asyncio.sleep(0.002)
+
+    async def wait_running(self) -> None:
+        async with asyncio.timeout(10):
+            while self.vm.stop is not None:
+                await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[FakeHost]:
+    host = FakeHost()
+    yield host
+    await host.vm.quit()
+
+
+@pytest.fixture
+async def server(host: FakeHost) -> AsyncIterator[RspServer]:
+    server = RspServer(host)
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+async def path(server: RspServer, tmp_path: Path) -> Path:
+    await server.listen(f"unix:{tmp_path / 'gdb.sock'}")
+    return tmp_path / "gdb.sock"
+
+
+@pytest.fixture
+async def peer(path: Path) -> AsyncIterator[RspPeer]:
+    peer = await RspPeer.unix(path)
+    yield peer
+    await peer.close()
+
+
+@pytest.fixture
+async def gdb(peer: RspPeer) -> RspPeer:
+    """A peer that has negotiated what gdb negotiates."""
+    features = b"multiprocess+;swbreak+;hwbreak+;error-message+;xmlRegisters=i386"
+    await peer.ask(b"qSupported:" + features)
+    await peer.no_acks()
+    return peer

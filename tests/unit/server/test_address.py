@@ -1,0 +1,51 @@
+"""Addresses to listen on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.errors import ListenError
+from kvmdbg.server.address import UnixAddress, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("unix:/run/x.sock", "unix:/run/x.sock"),
+        ("tcp:127.0.0.1:1234", "tcp:127.0.0.1:1234"),
+        ("tcp:127.9.9.9:0", "tcp:127.9.9.9:0"),
+        ("tcp:localhost:1", "tcp:127.0.0.1:1"),
+        ("tcp:[::1]:65535", "tcp:[::1]:65535"),
+        ("tcp:::1:80", "tcp:[::1]:80"),
+    ],
+)
+def test_good(text: str, meaning: str) -> None:
+    assert str(parse_address(text)) == meaning
+
+
+def test_relative_paths_are_made_absolute() -> None:
+    assert parse_address("unix:a:b") == UnixAddress(Path(os.getcwd(), "a:b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "use unix:PATH or tcp:"),
+        ("unix:", "use unix:PATH"),
+        ("serial:/dev/ttyS0", "use unix:PATH"),
+        (":1234", "use unix:PATH"),
+        ("tcp:1234", "no IP address"),
+        ("tcp:127.0.0.1:", "no TCP port"),
+        ("tcp:127.0.0.1:65536", "no TCP port"),
+        ("tcp:127.0.0.1:²", "no TCP port"),
+        ("tcp:example.org:1", "no IP address"),
+        ("tcp:0.0.0.0:1", "only loopback"),
+        ("tcp:[::]:1", "only loopback"),
+        ("tcp:192.168.1.1:1", "only loopback"),
+        ("unix:/" + "x" * 200, "at most 107 bytes"),
+    ],
+)
+def test_bad(text: str, reason: str) -> None:
+    with pytest.raises(ListenError, match=reason):
+        parse_address(text)

@@ -1,0 +1,49 @@
+"""The table is complete, and qSupported follows from it."""
+
+import inspect
+import typing
+
+from kvmdbg.rsp.server.commands import PARSERS, Command
+from kvmdbg.rsp.server.commands.session import MustReplyEmpty, Offsets, SymbolLookup, TraceStatus
+from kvmdbg.rsp.server.commands.xfer import WriteObject
+from kvmdbg.server.table import TABLE
+from tests.support.rsp_peer import RspPeer
+
+from .conftest import FakeHost
+
+EMPTY_ON_PURPOSE = {MustReplyEmpty, Offsets, SymbolLookup, TraceStatus, WriteObject}
+
+
+def parsed() -> set[type[Command]]:
+    """Every class of command that a parser returns."""
+    found: set[type[Command]] = set()
+    for parser in PARSERS.values():
+        result = inspect.get_annotations(parser, eval_str=True)["return"]
+        found |= set(typing.get_args(result) or (result,))
+    return found
+
+
+def test_every_command_has_a_handler_or_is_left_out_on_purpose() -> None:
+    handled = [entry.command for entry in TABLE]
+    assert len(handled) == len(set(handled))
+    assert set(handled) == parsed() - EMPTY_ON_PURPOSE
+
+
+async def test_what_is_left_out_gets_the_empty_reply(gdb: RspPeer) -> None:
+    for payload in (b"vMustReplyEmpty", b"qOffsets", b"qSymbol::", b"qTStatus", b"yadda", b""):
+        assert await gdb.ask(payload) == b""
+
+
+async def test_supported(peer: RspPeer) -> None:
+    reply = await peer.ask(b"qSupported:multiprocess+")
+    assert reply == (
+        b"PacketSize=10000;QStartNoAckMode+;error-message+;hwbreak+;multiprocess+;"
+        b"qXfer:features:read+;swbreak+;vContSupported+"
+    )
+
+
+async def test_an_absent_capability_is_not_announced(peer: RspPeer, host: FakeHost) -> None:
+    host.fake.engine.breakpoints.kinds = frozenset()
+    assert b"break" not in await peer.ask(b"qSupported")
+    assert await peer.ask(b"Z0,1000,1") == b""
+    assert await peer.ask(b"z0,1000,1") == b""
