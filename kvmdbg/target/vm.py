@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import Architecture
 from kvmdbg.errors import (
+    Busy,
     KvmdbgError,
     NoSuchVcpu,
     NotResumable,
@@ -70,6 +71,7 @@ class Vm:
         self._last_reset = -_RESET_QUIET
         self._lock = asyncio.Lock()
         self._holders: set[ClientId] = set()
+        self._driver: ClientId | None = None
         self._subscribers: list[Callable[[VmEvent], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         run_control.subscribe(self._on_run_event)
@@ -305,16 +307,34 @@ class Vm:
 
     # --- clients ---------------------------------------------------------------------------------
 
-    def hold(self, client: ClientId) -> None:
-        """``client`` relies on a stopped VM staying stopped, whatever other monitors do."""
+    def hold(self, client: ClientId, *, drive: bool = False) -> None:
+        """``client`` relies on a stopped VM staying stopped, whatever other monitors do.
+
+        With ``drive`` only it may resume the VM (:meth:`require_drive`), until it leaves. Raises
+        Busy when another client drives.
+        """
+        if drive:
+            self.require_drive(client)
+            self._driver = client
         self._holders.add(client)
+
+    def let_go(self, client: ClientId) -> None:
+        """``client`` no longer minds what the VM does; its breakpoints stay."""
+        self._holders.discard(client)
+        if self._driver == client:
+            self._driver = None
+
+    def require_drive(self, client: ClientId) -> None:
+        """Raise Busy when a client other than ``client`` drives the VM."""
+        if self._driver not in (None, client):
+            raise Busy(f"the VM {self.name} is driven by {self._driver}: detach it there first")
 
     async def release(self, client: ClientId, *, resume: bool) -> None:
         """``client`` leaves: its breakpoints go, and with ``resume`` the VM runs on.
 
         The VM stays stopped while another client holds it, or where it cannot be resumed.
         """
-        self._holders.discard(client)
+        self.let_go(client)
         if self._gone is not None:
             return
         if self.breakpoints.held_by(client):

@@ -1,9 +1,9 @@
 """An engine without a VM, for tests of what sits above engines.
 
 The guest is a few vCPUs and some RAM. An instruction is one byte long and does nothing, unless
-:attr:`FakeGuest.accesses` says that it touches memory; code is a loop from :data:`CODE` to
-``code_end``. Breakpoints and watchpoints work by definition. All of it passes the same contract
-tests as a live VM does.
+:attr:`FakeGuest.accesses` says that it touches memory; vCPU N runs a loop through the N-th block of
+:data:`CODE_SIZE` bytes from :data:`CODE` on. Breakpoints and watchpoints work by definition. All of
+it passes the same contract tests as a live VM does.
 
     fake = FakeVm(vcpus=2)
     fake.guest.accesses[Gva(CODE + 3)] = Access(BreakpointKind.WRITE, DATA)
@@ -42,7 +42,6 @@ RAM_BASE = Gva(0x1000_0000)
 RAM_SIZE = 0x10000
 CODE = Gva(RAM_BASE + 0x1000)
 CODE_SIZE = 0x100
-CODE_END = Gva(CODE + CODE_SIZE)
 DATA = Gva(RAM_BASE + 0x2000)
 
 _SLICE = 64
@@ -66,7 +65,6 @@ class FakeGuest:
     arch: Architecture = X86_64
     ram: bytearray = field(default_factory=lambda: bytearray(RAM_SIZE))
     accesses: dict[Gva, Access] = field(default_factory=dict)
-    code_end: Gva = CODE_END
     registers: list[list[bytes]] = field(init=False)
     instructions: list[int] = field(init=False)
 
@@ -74,12 +72,12 @@ class FakeGuest:
         self.reset()
 
     def reset(self) -> None:
-        """Registers as after power-on: all zero, pc at CODE + 16 × vCPU."""
+        """Registers as after power-on: all zero, pc at the start of each one's block."""
         zeros = [bytes(register.size) for register in self.arch.registers]
         self.registers = [list(zeros) for _ in range(self.vcpus)]
         self.instructions = [0] * self.vcpus
         for vcpu in range(self.vcpus):
-            self.set_pc(VcpuIndex(vcpu), Gva(CODE + 16 * vcpu))
+            self.set_pc(VcpuIndex(vcpu), Gva(CODE + CODE_SIZE * vcpu))
 
     def pc(self, vcpu: VcpuIndex) -> Gva:
         """Where ``vcpu`` is."""
@@ -96,7 +94,8 @@ class FakeGuest:
         if access is not None and access.kind is BreakpointKind.WRITE:
             at = access.address - RAM_BASE
             self.ram[at] = (self.ram[at] + 1) & 0xFF
-        self.set_pc(vcpu, CODE if pc + 1 >= self.code_end else Gva(pc + 1))
+        last = (pc + 1 - CODE) % CODE_SIZE == 0
+        self.set_pc(vcpu, Gva(pc + 1 - CODE_SIZE) if last else Gva(pc + 1))
         self.instructions[vcpu] += 1
         return access
 

@@ -1,0 +1,114 @@
+"""The command line's grammar."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from typing import Any, NoReturn
+
+from kvmdbg import __version__
+from kvmdbg.errors import UsageError
+
+DESCRIPTION = """\
+Debug Linux kernels in virtual machines, with the gdb you already use.
+
+  kvmdbg --vm NAME            attach to VM NAME if it runs, else boot its definition; serve gdb
+  kvmdbg --vm NAME --gdb      the same, and start gdb, connected, with symbols
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as the UsageError that it is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see kvmdbg --help)")
+
+
+def build_parser() -> Parser:
+    """The whole grammar."""
+    parser = Parser(
+        prog="kvmdbg",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kvmdbg {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more of what happens")
+    parser.add_argument(
+        "--vm",
+        metavar="NAME",
+        help="a running VM (its name, any QEMU's -name, or pid:N), or a definition",
+    )
+    _add_client_options(parser.add_argument_group("how to debug it"))
+    _add_vm_options(parser.add_argument_group("how to run it"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    commands.add_parser("ls", help="show running and defined VMs")
+    images = commands.add_parser("images", help="build VM images, or show what there is")
+    images.add_argument("image", nargs="?", metavar="NAME", help="build this one")
+    commands.add_parser("console", help="with --vm: the guest's serial line; Ctrl-] detaches")
+    commands.add_parser("quit", help="with --vm: end a VM that kvmdbg booted, leave any other")
+    completion = commands.add_parser("completion", help="print a completion script")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return parser
+
+
+def _add_client_options(group: argparse._ArgumentGroup) -> None:
+    client = group.add_mutually_exclusive_group()
+    client.add_argument(
+        "--gdb", action="store_true", help="start gdb, connected; its arguments follow --"
+    )
+    client.add_argument(
+        "--stdio",
+        action="store_true",
+        help="serve RSP on stdin and stdout: gdb -ex 'target remote | kvmdbg --vm NAME --stdio'",
+    )
+    group.add_argument(
+        "--listen",
+        metavar="ADDR",
+        action="append",
+        default=[],
+        help="serve gdb here too: unix:PATH or tcp:HOST:PORT (loopback only)",
+    )
+
+
+def _add_vm_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
+    group.add_argument("--engine", choices=("auto", "agent", "stub"), default="auto")
+    group.add_argument("--run", action="store_true", help="let a booted VM run at once")
+    group.add_argument("--keep", action="store_true", help="let the VM outlive its clients")
+    group.add_argument("--name", metavar="NAME", help="run a definition under another name")
+    group.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="another value for a key of the definition, e.g. cpus=2",
+    )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line; ``gdb_args`` holds what followed ``--``. Raises UsageError."""
+    own, gdb_args = argv, []
+    if "--" in argv:
+        split = argv.index("--")
+        own, gdb_args = argv[:split], argv[split + 1 :]
+    arguments = build_parser().parse_args(own)
+    arguments.gdb_args = gdb_args
+    arguments.overrides = dict(_override(text) for text in arguments.overrides)
+    if gdb_args and not arguments.gdb:
+        raise UsageError("arguments after -- are for gdb: say --gdb too (see kvmdbg --help)")
+    if arguments.command in (None, "console", "quit") and arguments.vm is None:
+        raise UsageError("which VM? say --vm NAME (kvmdbg ls shows them)")
+    return arguments
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``; the value is read as TOML, and as a plain string where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text}: say KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value

@@ -1,0 +1,165 @@
+"""The commands that work on one VM: debug it, its console, its end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from kvmdbg.cli.console import run_console
+from kvmdbg.cli.gdb import connect_hint, run_gdb
+from kvmdbg.cli.show import Progress, say
+from kvmdbg.cli.stdio import bridge
+from kvmdbg.errors import NotRunning
+from kvmdbg.owner.client import OwnerClient
+from kvmdbg.owner.open import OpenOptions, open_owner, open_running
+from kvmdbg.owner.protocol import Keep, Listen, Quit, Role, VmStatus
+from kvmdbg.target.events import Gone, Notice, VmEvent
+
+
+def _options(arguments: argparse.Namespace) -> OpenOptions:
+    return OpenOptions(
+        accel=arguments.accel,
+        engine=arguments.engine,
+        name=arguments.name,
+        overrides=arguments.overrides,
+        run=arguments.run,
+        keep=arguments.keep,
+    )
+
+
+async def _open(arguments: argparse.Namespace, *, kind: str, role: Role) -> OwnerClient:
+    with Progress() as progress:
+        client = await open_owner(arguments.vm, _options(arguments), progress, kind=kind, role=role)
+    if arguments.keep:
+        await client.call(Keep())
+    for address in arguments.listen:
+        say(f"serving gdb on {await client.call(Listen(address))}")
+    return client
+
+
+async def debug(arguments: argparse.Namespace) -> int:
+    """``kvmdbg --vm NAME``, with ``--gdb`` or ``--stdio``."""
+    if arguments.stdio:
+        return await _serve_stdio(arguments)
+    client = await _open(arguments, kind="cli", role=Role.USER)
+    ended: asyncio.Future[Gone] = asyncio.get_running_loop().create_future()
+    client.subscribe(lambda event: _tell(event, ended))
+    try:
+        status = await client.status()
+        _introduce(status)
+        if arguments.gdb:
+            result = await run_gdb(status, arguments.gdb_args)
+        else:
+            result = await _watch(status, ended)
+    finally:
+        await client.bye()
+    return result
+
+
+def _introduce(status: VmStatus) -> None:
+    for text in status.notices:
+        say(text)
+    state = "stopped" if status.stop else "running"
+    if status.run_state == "prelaunch":
+        state = "frozen at its first instruction"
+    vcpus = "1 vCPU" if status.vcpus == 1 else f"{status.vcpus} vCPUs"
+    say(f"VM {status.name} is {state} (QEMU pid {status.pid}, {status.accel}, {vcpus})")
+
+
+def _tell(event: VmEvent, ended: asyncio.Future[Gone]) -> None:
+    match event:
+        case Notice(text):
+            say(text)
+        case Gone() if not ended.done():
+            ended.set_result(event)
+        case _:
+            pass
+
+
+async def _watch(status: VmStatus, ended: asyncio.Future[Gone]) -> int:
+    """Stay until Ctrl-C or the VM's end, telling what happens."""
+    say(f"connect with: {connect_hint(status)}")
+    say("Ctrl-C leaves; the VM " + _after_leaving(status))
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted.set)
+    waiting: asyncio.Future[bool] = asyncio.create_task(interrupted.wait())
+    either: set[asyncio.Future[Any]] = {ended, waiting}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if ended.done():
+        gone = ended.result()
+        say(f"the VM {status.name} has ended: {gone.text}")
+        return 1 if gone.signal else 0
+    return 0
+
+
+def _after_leaving(status: VmStatus) -> str:
+    if not status.booted:
+        return "goes on as it was found"
+    return "stays" if status.keep else "ends 5 s after its last client"
+
+
+async def _serve_stdio(arguments: argparse.Namespace) -> int:
+    clients: list[OwnerClient] = []
+
+    async def gdb_socket() -> Path:
+        client = await _open(arguments, kind="stdio", role=Role.BRIDGE)
+        clients.append(client)
+        client.subscribe(_tell_end)
+        return Path((await client.status()).gdb_socket)
+
+    try:
+        await bridge(gdb_socket(), sys.stdin.buffer, sys.stdout.buffer)
+    finally:
+        for client in clients:
+            await client.bye()
+    return 0
+
+
+def _tell_end(event: VmEvent) -> None:
+    if isinstance(event, Gone):
+        say(f"the VM has ended: {event.text}")
+
+
+async def console(arguments: argparse.Namespace) -> int:
+    """``kvmdbg --vm NAME console``."""
+    client = await open_running(arguments.vm, kind="console")
+    try:
+        status = await client.status()
+        if status.console_socket is None:
+            raise NotRunning(
+                f"kvmdbg did not boot {status.name} and does not have its serial line: "
+                "look for it where the VM was started"
+            )
+        log = Path(status.console_log) if status.console_log else None
+        await run_console(Path(status.console_socket), log)
+    finally:
+        await client.bye()
+    return 0
+
+
+async def quit_vm(arguments: argparse.Namespace) -> int:
+    """``kvmdbg --vm NAME quit``."""
+    client = await open_running(arguments.vm, kind="quit")
+    try:
+        status = await client.status()
+        await client.call(Quit())
+    finally:
+        await client.close()
+    print(f"{status.name}: {'ended' if status.booted else 'left as it was found'}", file=sys.stderr)
+    return 0
+
+
+COMMANDS: dict[str | None, Callable[[argparse.Namespace], Awaitable[int]]] = {
+    None: debug,
+    "console": console,
+    "quit": quit_vm,
+}
+"""By the command's name; None is debugging itself."""

@@ -1,0 +1,70 @@
+"""``kvmdbg ls``: running VMs, and definitions that could be booted."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kvmdbg.machine.find import RunningVm, list_definitions, list_vms
+from kvmdbg.machine.runtime import FileLock, RuntimeDir
+
+
+def run() -> int:
+    """Print both tables."""
+    runtime = RuntimeDir.open()
+    running = [_running_row(runtime, vm) for vm in list_vms(runtime)]
+    defined: list[tuple[str, ...]] = [(vm.name, str(vm.path)) for vm in list_definitions()]
+    if running:
+        _table("running", ("NAME", "PID", "ARCH", "ACCEL", "DEBUGGED", "MONITOR"), running)
+    else:
+        print("no VM is running")
+    _table("defined", ("NAME", "FILE"), defined)
+    return 0
+
+
+def _running_row(runtime: RuntimeDir, vm: RunningVm) -> tuple[str, ...]:
+    return (
+        vm.name,
+        str(vm.pid),
+        vm.arch,
+        vm.accel,
+        _debugged(runtime, vm),
+        _monitor(vm),
+    )
+
+
+def _debugged(runtime: RuntimeDir, vm: RunningVm) -> str:
+    if vm.uid != os.getuid():
+        return f"no: it is uid {vm.uid}'s"
+    lock = FileLock(runtime.owner(vm.process).lock)
+    owned = not lock.acquire()
+    lock.release()
+    return "yes" if owned else "no"
+
+
+def _monitor(vm: RunningVm) -> str:
+    """The monitor that others may use: for our VMs the one that is left free."""
+    if vm.info is not None and vm.info.monitor is not None:
+        return vm.info.monitor
+    free = [monitor.path for monitor in vm.monitors if not monitor.busy]
+    return (free or ["none free"])[0].replace("\0", "@")
+
+
+def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Rich on a terminal; plain columns, which scripts can read, otherwise."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*headings, title=title, title_justify="left", box=None)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
+    print(f"{title}:")
+    for row in [headings, *rows]:
+        print(
+            "  "
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

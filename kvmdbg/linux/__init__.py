@@ -1,0 +1,1 @@
+"""What kvmdbg knows of Linux, on top of the target's capabilities."""

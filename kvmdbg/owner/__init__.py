@@ -1,0 +1,1 @@
+"""The one process per VM that holds it, serves gdb and control, and ends it in its time."""

@@ -1,0 +1,148 @@
+"""From a name to a connection with the VM's owner, who is started where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvmdbg.errors import NotRunning, OwnerError, UsageError
+from kvmdbg.machine.find import DefinedVm, RunningVm, look_up
+from kvmdbg.machine.runtime import FileLock, OwnerFolder, RuntimeDir
+from kvmdbg.owner.client import OwnerClient
+from kvmdbg.owner.protocol import Role
+from kvmdbg.owner.start import Attach, Launch, StartRequest, TakeOver, start_owner
+from kvmdbg.progress import Progress, SilentProgress
+
+SETTLE_TIMEOUT = 60.0
+"""Seconds to wait for another process that is starting, or ending, an owner of the same VM."""
+
+_RETRY = 0.1
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a VM shall be opened; all but ``name`` matters only where it has to be started.
+
+    ``name``: of this run, where the definition's is not wanted. ``overrides``: keys of the
+    definition with other values.
+    """
+
+    accel: str = "auto"
+    engine: str = "auto"
+    name: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    run: bool = False
+    keep: bool = False
+
+
+async def open_owner(
+    name: str,
+    options: OpenOptions,
+    progress: Progress,
+    *,
+    kind: str,
+    role: Role = Role.USER,
+) -> OwnerClient:
+    """Connect to the owner of the VM ``name``, booting or attaching where need be.
+
+    Raises VmNotFound, VmAmbiguous, and what can go wrong with starting.
+    """
+    runtime = RuntimeDir.open()
+    deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT
+    while True:
+        found = await asyncio.to_thread(look_up, runtime, name, options.name)
+        try:
+            if isinstance(found, RunningVm):
+                _check_still_applies(found, options)
+                if client := await _connect_running(runtime, found, kind, role):
+                    return client
+            return await _start(runtime, found, options, progress, kind, role)
+        except OwnerError:
+            # Somebody else starts or ends an owner just now: look again, until that settles.
+            if asyncio.get_running_loop().time() > deadline or not await _contended(
+                runtime, found, options
+            ):
+                raise
+        await asyncio.sleep(_RETRY)
+
+
+async def open_running(name: str, *, kind: str) -> OwnerClient:
+    """Connect to a VM that runs already; boots nothing. Raises NotRunning."""
+    runtime = RuntimeDir.open()
+    found = await asyncio.to_thread(look_up, runtime, name)
+    if isinstance(found, DefinedVm):
+        raise NotRunning(f"the VM {name} is not running: kvmdbg --vm {name} boots it")
+    if client := await _connect_running(runtime, found, kind, Role.BRIDGE):
+        return client
+    return await _start(runtime, found, OpenOptions(), SilentProgress(), kind, Role.BRIDGE)
+
+
+def _check_still_applies(found: RunningVm, options: OpenOptions) -> None:
+    """Options that only a boot could honour are refused, not ignored."""
+    if options.accel not in ("auto", found.accel):
+        raise UsageError(
+            f"the VM {found.name} runs already, under {found.accel}: end it first, or say --name "
+            f"to boot another one under {options.accel}"
+        )
+    if options.overrides:
+        raise UsageError(
+            f"the VM {found.name} runs already: its definition cannot be changed now; end it "
+            "first, or say --name to boot another one"
+        )
+
+
+async def _connect_running(
+    runtime: RuntimeDir, found: RunningVm, kind: str, role: Role
+) -> OwnerClient | None:
+    """A connection to the owner that ``found`` has; None where it has none."""
+    folder = runtime.owner(found.process)
+    if not _is_owned(folder):
+        return None
+    return await OwnerClient.connect(folder.control, role=role, kind=kind)
+
+
+def _is_owned(folder: OwnerFolder) -> bool:
+    lock = FileLock(folder.lock)
+    free = lock.acquire()
+    lock.release()
+    return not free
+
+
+async def _contended(
+    runtime: RuntimeDir, found: RunningVm | DefinedVm, options: OpenOptions
+) -> bool:
+    """True while another process holds what kept us from starting an owner."""
+    if isinstance(found, RunningVm):
+        return _is_owned(runtime.owner(found.process)) or not found.process.alive
+    lock = runtime.name_lock(options.name or found.name)
+    free = lock.acquire()
+    lock.release()
+    return not free
+
+
+async def _start(
+    runtime: RuntimeDir,
+    found: RunningVm | DefinedVm,
+    options: OpenOptions,
+    progress: Progress,
+    kind: str,
+    role: Role,
+) -> OwnerClient:
+    """Start an owner for ``found`` and connect to it."""
+    match found:
+        case DefinedVm(path=path):
+            what: Launch | Attach | TakeOver = Launch(
+                str(path), options.name, options.accel, options.engine, options.overrides
+            )
+            log = runtime.path / "start.log"
+        case RunningVm(folder=str(folder)):
+            what = TakeOver(folder)
+            log = runtime.owner(found.process).log
+        case _:
+            what = Attach(found.pid, options.engine)
+            log = runtime.owner(found.process).log
+    request = StartRequest(what, keep=options.keep, run=options.run)
+    control: Path = await start_owner(request, log, progress)
+    return await OwnerClient.connect(control, role=role, kind=kind)

@@ -1,0 +1,213 @@
+"""The owner of one VM: opens it, serves RSP and control, and ends it as its lifetime says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from kvmdbg.backend.stub import Watchdog, start_watchdog
+from kvmdbg.errors import KvmdbgError, OwnerError, VmGone
+from kvmdbg.machine.attach import attach_vm
+from kvmdbg.machine.define import load_definition, with_overrides
+from kvmdbg.machine.launch import LaunchOptions, launch_vm, take_over
+from kvmdbg.machine.machine import Machine
+from kvmdbg.machine.runtime import FileLock, OwnerFolder, RuntimeDir, VmFolder
+from kvmdbg.owner import start as s
+from kvmdbg.owner.control import ControlServer
+from kvmdbg.owner.lifetime import End, Lifetime
+from kvmdbg.owner.protocol import ClientInfo, VmStatus
+from kvmdbg.server import RspServer
+from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.events import Gone, VmEvent
+from kvmdbg.target.vm import Vm
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS = 0.5
+"""Seconds that clients have to read how the VM ended."""
+
+
+async def open_machine(request: s.StartRequest, channel: s.ReportChannel) -> Machine:
+    """Launch, attach or take over, as the request says."""
+    runtime = RuntimeDir.open()
+    match request.what:
+        case s.Launch(definition, name, accel, engine, overrides):
+            loaded = with_overrides(load_definition(Path(definition)), overrides)
+            options = LaunchOptions(name=name, accel=accel, engine=engine, keep=request.keep)
+            lock = runtime.name_lock(name or loaded.name)
+            if not lock.acquire():
+                raise OwnerError(
+                    f"another kvmdbg is starting a VM named {name or loaded.name}: try again"
+                )
+            try:
+                return await launch_vm(runtime, loaded, options, channel)
+            finally:
+                lock.release()
+        case s.Attach(pid, engine):
+            return await attach_vm(runtime, pid, engine)
+        case s.TakeOver(folder):
+            return await take_over(VmFolder(Path(folder)))
+
+
+class Owner:
+    """Owns one open machine; implements what the control and RSP servers need of it."""
+
+    def __init__(self, machine: Machine, folder: OwnerFolder, *, keep: bool) -> None:
+        info = machine.info
+        self.machine = machine
+        self.vm = Vm(
+            info.name, machine.engine, machine.run_control, machine.monitor, machine.initial
+        )
+        self.lifetime = Lifetime(
+            booted=info.booted, keep=keep or info.keep, orphan_timeout=info.orphan_timeout
+        )
+        self._folder = folder
+        self._control = ControlServer(self)
+        self._rsp = RspServer(self)
+        self._watchdog: Watchdog | None = None
+        self.vm.subscribe(self._on_event)
+
+    async def open(self, *, run: bool) -> None:
+        """Serve; with ``run``, or where the VM ran when we came, it runs on."""
+        self._watchdog = await start_watchdog(
+            self.machine.engine.socket_path,
+            process=self.machine.info.process,
+            lock=self._folder.lock,
+            orphan_timeout=self.machine.info.orphan_timeout if self.machine.info.booted else 0,
+        )
+        await self._rsp.listen(f"unix:{self._folder.gdb}")
+        await self._control.open(self._folder.control)
+        if run or self.machine.was_running:
+            await self.vm.resume()
+
+    async def serve(self) -> End:
+        """Serve until the lifetime is over, then leave nothing behind."""
+        end = await self.lifetime.wait_end()
+        log.info("the end: %s", end.value)
+        if end is End.QUIT:
+            try:
+                await self.vm.quit()
+            except KvmdbgError as error:
+                log.warning("ending the VM: %s", error)
+        if self.vm.gone is not None:
+            await asyncio.sleep(LAST_WORDS)
+        await self.close()
+        return end
+
+    async def close(self) -> None:
+        """Drop every client; leave a VM that still exists unpatched, and running if it ran."""
+        await self._rsp.close()
+        await self._control.close()
+        with suppress(VmGone):
+            self.machine.was_running |= await self.vm.retire()
+        await self.machine.close()
+        if self._watchdog is not None:
+            await self._watchdog.bye()
+
+    @property
+    def control_path(self) -> Path:
+        """Where the control protocol is spoken."""
+        return self._folder.control
+
+    # --- for the servers -------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """True when gdb's leaving shall not end the VM: ``qAttached``."""
+        return not self.machine.info.booted
+
+    def client_joined(self, client: ClientId, pid: int) -> None:
+        """A gdb connected."""
+        self.lifetime.joined(ClientInfo(client, pid))
+        self.vm.notice(f"{client} connected")
+
+    def client_left(self, client: ClientId, *, orderly: bool) -> None:
+        """A gdb left."""
+        self.lifetime.left(client, orderly=orderly)
+        self.vm.notice(f"{client} {'detached' if orderly else 'went away without detaching'}")
+
+    async def kill(self) -> None:
+        """gdb said ``kill``: end the VM, or leave it, as its definition says."""
+        if self.machine.info.on_kill == "quit":
+            await self.vm.quit()
+
+    async def listen(self, address: str) -> str:
+        """Serve RSP on one more address."""
+        return await self._rsp.listen(address)
+
+    async def quit(self) -> None:
+        """End the VM, or leave it where it was attached to."""
+        if self.machine.info.booted:
+            await self.vm.quit()
+        else:
+            self.lifetime.end(End.LEAVE)
+
+    def status(self) -> VmStatus:
+        """What is known of the VM."""
+        info = self.machine.info
+        return VmStatus(
+            name=info.name,
+            pid=info.pid,
+            arch=info.arch,
+            accel=info.accel,
+            engine=self.vm.engine.name,
+            booted=info.booted,
+            run_state=self.vm.run_state.value,
+            stop=self.vm.stop,
+            vcpus=len(self.vm.vcpus),
+            keep=self.lifetime.keep,
+            gdb_socket=str(self._folder.gdb),
+            console_socket=info.console,
+            console_log=info.console_log,
+            vmlinux=info.vmlinux,
+            clients=self.lifetime.clients,
+            listening=self._rsp.addresses,
+            notices=self.machine.notices,
+        )
+
+    def _on_event(self, event: VmEvent) -> None:
+        log.info("%s", event)
+        if isinstance(event, Gone):
+            self.lifetime.end(End.GONE)
+
+
+async def run_owner(channel: s.ReportChannel) -> None:
+    """The life of an owner process. Raises what kept it from starting."""
+    request = channel.read_request()
+    opening = asyncio.create_task(_open_owner(request, channel))
+    abandoned = asyncio.create_task(channel.wait_abandoned())
+    await asyncio.wait({opening, abandoned}, return_when=asyncio.FIRST_COMPLETED)
+    if not opening.done():
+        log.info("the client that wanted this VM went away")
+        opening.cancel()
+        await asyncio.wait({opening})
+    abandoned.cancel()
+    owner, lock = await opening
+    channel.finish(s.Ready(str(owner.control_path)))
+    try:
+        await owner.serve()
+    finally:
+        lock.release()
+
+
+async def _open_owner(request: s.StartRequest, channel: s.ReportChannel) -> tuple[Owner, FileLock]:
+    machine = await open_machine(request, channel)
+    folder = RuntimeDir.open().owner(machine.info.process)
+    lock = FileLock(folder.lock)
+    owner: Owner | None = None
+    try:
+        if not lock.acquire():
+            raise OwnerError(f"the VM {machine.info.name} has an owner already: try again")
+        for stale in (folder.control, folder.gdb):
+            stale.unlink(missing_ok=True)
+        owner = Owner(machine, folder, keep=request.keep)
+        await owner.open(run=request.run)
+    except BaseException:
+        await (owner.close() if owner else machine.close())
+        lock.release()
+        raise
+    log.info("pid %d owns %s", os.getpid(), machine.info.name)
+    return owner, lock

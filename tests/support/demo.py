@@ -1,0 +1,78 @@
+"""The demo image as the tests see it: its files, its symbols, and the states they wait for."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from functools import cache
+from pathlib import Path
+
+from kvmdbg import Vm
+from kvmdbg.images import ImageStore, builtin_dir, load_recipe
+from kvmdbg.linux.symbols import ElfSymbols
+
+PROMPT = "demo# "
+"""What the guest prints last: from here on only the workload runs."""
+
+RECORD = b"/tmp/workload"
+"""The file that the workload opens all the time."""
+
+AT_FDCWD = -100 & 0xFFFFFFFF
+IF = 1 << 9
+"""The interrupt flag in eflags."""
+
+# Entry code and C handlers of external interrupts, on the cloud kernel; exceptions are asm_exc_*.
+_INTERRUPT = re.compile(
+    r"(__)?(asm_)?(sysvec_\w+|common_interrupt\w*)|irq_entries_start|sysvec_\w+"
+)
+
+
+@cache
+def artefact(name: str) -> Path:
+    """A file of the demo image, which is built if it is not there."""
+    return ImageStore().ensure(load_recipe(builtin_dir() / "demo" / "recipe.toml")).artefact(name)
+
+
+@cache
+def kernel() -> ElfSymbols:
+    """The kernel's symbols."""
+    return ElfSymbols(artefact("vmlinux"))
+
+
+@cache
+def workload() -> ElfSymbols:
+    """The symbols of the user program."""
+    return ElfSymbols(artefact("workload"))
+
+
+@cache
+def _text() -> tuple[list[int], list[str]]:
+    ordered = sorted((address, name) for name, address in kernel().items())
+    return [address for address, _ in ordered], [name for _, name in ordered]
+
+
+def function_at(address: int) -> str:
+    """The kernel symbol that ``address`` is in."""
+    addresses, names = _text()
+    return names[bisect.bisect_right(addresses, address) - 1]
+
+
+def is_interrupt(address: int) -> bool:
+    """True in the entry code or the handler of an external interrupt."""
+    return _INTERRUPT.fullmatch(function_at(address)) is not None
+
+
+async def booted(vm: Vm) -> None:
+    """Wait until the guest has booted and only the workload runs."""
+    await vm.wait_console(PROMPT)
+
+
+async def tick(vm: Vm) -> None:
+    """Let the VM run to the next call of workload_compute; user memory can be read there."""
+    await vm.run_to(workload()["workload_compute"])
+
+
+async def iterations(vm: Vm) -> int:
+    """How often the workload has ticked; the VM is stopped in the next tick."""
+    await tick(vm)
+    return await vm.read_int(workload()["workload_iterations"])

@@ -1,0 +1,79 @@
+"""A gdb for tests: speaks RSP over a stream with the naive codec, and asserts good manners."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.support import naive_rsp
+
+TIMEOUT = 10.0
+
+
+class RspPeer:
+    """One connection; acknowledges every packet until :meth:`no_acks`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._acks = True
+        self.console = b""
+
+    @classmethod
+    async def unix(cls, path: Path) -> RspPeer:
+        return cls(*await asyncio.open_unix_connection(path))
+
+    @classmethod
+    async def tcp(cls, host: str, port: int) -> RspPeer:
+        return cls(*await asyncio.open_connection(host, port))
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def send(self, payload: bytes) -> None:
+        """Send a packet and see it acknowledged."""
+        self.write(naive_rsp.packet(payload))
+        if self._acks:
+            async with asyncio.timeout(TIMEOUT):
+                assert await self._reader.readexactly(1) == b"+"
+
+    async def receive(self) -> bytes:
+        """The next payload; console output goes to :attr:`console`."""
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                wire = await self._reader.readuntil(b"#") + await self._reader.readexactly(2)
+                if self._acks:
+                    self.write(b"+")
+                payload = naive_rsp.payload(wire)
+                if payload[:1] != b"O" or payload == b"OK":
+                    return payload
+                self.console += bytes.fromhex(payload[1:].decode())
+
+    async def ask(self, payload: bytes) -> bytes:
+        await self.send(payload)
+        return await self.receive()
+
+    async def monitor(self, line: str) -> str:
+        """The output of a monitor command that succeeds."""
+        self.console = b""
+        assert await self.ask(b"qRcmd," + line.encode().hex().encode()) == b"OK"
+        return self.console.decode()
+
+    async def no_acks(self) -> None:
+        assert await self.ask(b"QStartNoAckMode") == b"OK"
+        self._acks = False
+
+    def interrupt(self) -> None:
+        self.write(b"\x03")
+
+    async def at_end(self) -> bool:
+        """True if the server has hung up and said nothing more."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self._reader.read(1) == b""
+
+    async def close(self) -> None:
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except OSError:
+            pass
