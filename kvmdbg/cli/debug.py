@@ -18,6 +18,7 @@ from kvmdbg.errors import NotRunning
 from kvmdbg.owner.client import OwnerClient
 from kvmdbg.owner.open import OpenOptions, open_owner, open_running
 from kvmdbg.owner.protocol import Keep, Listen, Quit, Role, VmStatus
+from kvmdbg.server.address import parse_address
 from kvmdbg.target.events import Gone, Notice, VmEvent
 
 
@@ -33,12 +34,18 @@ def _options(arguments: argparse.Namespace) -> OpenOptions:
 
 
 async def _open(arguments: argparse.Namespace, *, kind: str, role: Role) -> OwnerClient:
+    for address in arguments.listen:
+        parse_address(address)  # what is not allowed is refused before anything is booted
     with Progress() as progress:
         client = await open_owner(arguments.vm, _options(arguments), progress, kind=kind, role=role)
-    if arguments.keep:
-        await client.call(Keep())
-    for address in arguments.listen:
-        say(f"serving gdb on {await client.call(Listen(address))}")
+    try:
+        if arguments.keep:
+            await client.call(Keep())
+        for address in arguments.listen:
+            say(f"serving gdb on {await client.call(Listen(address))}")
+    except BaseException:
+        await client.bye()
+        raise
     return client
 
 
@@ -48,7 +55,8 @@ async def debug(arguments: argparse.Namespace) -> int:
         return await _serve_stdio(arguments)
     client = await _open(arguments, kind="cli", role=Role.USER)
     ended: asyncio.Future[Gone] = asyncio.get_running_loop().create_future()
-    client.subscribe(lambda event: _tell(event, ended))
+    if not arguments.gdb:  # gdb tells its user itself, and the terminal is gdb's
+        client.subscribe(lambda event: _tell(event, ended))
     try:
         status = await client.status()
         _introduce(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 
@@ -26,7 +27,14 @@ async def _main(sock: socket.socket) -> int:
     return 0
 
 
+def _detach() -> None:
+    """Become nobody's child: whoever started us may run long, and would have to reap us."""
+    if os.fork():
+        os._exit(0)
+
+
 if __name__ == "__main__":
+    _detach()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -145,6 +146,11 @@ class Owner:
         else:
             self.lifetime.end(End.LEAVE)
 
+    def terminate(self) -> None:
+        """SIGTERM: as if the last client had left in good order."""
+        ends = self.machine.info.booted and not self.lifetime.keep
+        self.lifetime.end(End.QUIT if ends else End.LEAVE)
+
     def status(self) -> VmStatus:
         """What is known of the VM."""
         info = self.machine.info
@@ -186,6 +192,7 @@ async def run_owner(channel: s.ReportChannel) -> None:
         await asyncio.wait({opening})
     abandoned.cancel()
     owner, lock = await opening
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, owner.terminate)
     channel.finish(s.Ready(str(owner.control_path)))
     try:
         await owner.serve()

@@ -141,6 +141,7 @@ async def start_owner(request: StartRequest, log: Path, progress: Progress) -> P
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
         writer.write(_encoder.encode(request) + b"\n")
+        await process.wait()  # it has forked: the owner itself is no child of ours
         while line := await reader.readline():
             match _reports.decode(line):
                 case Step(what, done, total):
@@ -153,7 +154,4 @@ async def start_owner(request: StartRequest, log: Path, progress: Progress) -> P
                     raise failure.exception()
     finally:
         writer.close()
-    status = await process.wait()
-    raise OwnerError(
-        f"the VM's owner process died at start with status {status}: its last words are in {log}"
-    )
+    raise OwnerError(f"the VM's owner process died at start: its last words are in {log}")
