@@ -5,7 +5,7 @@ on a private socket, and put back on leaving.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,10 +22,14 @@ from kvmdbg.machine.runcontrol import QmpMonitor
 from kvmdbg.machine.runtime import RuntimeDir, VmInfo
 from kvmdbg.qmp import QmpConnection
 
+log = logging.getLogger(__name__)
+
 GREETING_TIMEOUT = 2.0
 """Seconds that a free monitor may take to greet."""
 
+# How query-chardev writes a socket: disconnected:unix:PATH,server=on (commas not doubled).
 _DISCONNECTED = "disconnected:"
+_SERVER = ",server=on"
 
 
 async def attach_vm(runtime: RuntimeDir, pid: int, engine: str = "auto") -> Machine:
@@ -150,10 +154,12 @@ async def _start_stub(
     socket.unlink(missing_ok=True)
 
     async def undo() -> None:
-        with contextlib.suppress(MonitorError, AttachError):
+        try:
             await _gdbserver(monitor, "none")
             if before is not None:
                 await _gdbserver(monitor, before)
+        except (MonitorError, AttachError) as error:
+            log.warning("QEMU's own stub could not be put back: %s", error)
         socket.unlink(missing_ok=True)
 
     try:
@@ -174,16 +180,17 @@ def _raise_unreachable(socket: Path) -> NoReturn:
 
 
 def _device_before(current: str | None, socket: Path, configured: str | None) -> str | None:
-    """The stub's device to put back: what the user gave where it is still that.
+    """The stub's device to put back, None for none; the command line's own words where it has any.
 
     A device of our own was left by a kvmdbg that was killed.
     """
     if current is None:
         return None
-    device = current.removeprefix(_DISCONNECTED)
-    if device.startswith(f"unix:{socket}") or configured is not None:
+    kind, _, address = current.removeprefix(_DISCONNECTED).partition(":")
+    address = address.removesuffix(_SERVER)
+    if configured is not None or address == str(socket):
         return configured
-    return f"{device},wait=off"
+    return f"{kind}:{address.replace(',', ',,')}{_SERVER},wait=off"
 
 
 async def _stub_device(monitor: QmpMonitor) -> str | None:

@@ -138,6 +138,7 @@ def _spawn(argv: list[str], folder: VmFolder, cwd: Path) -> int:
 
     Its pid. Raises LaunchError.
     """
+    folder.qemu_log.touch(mode=0o600)
     try:
         with folder.qemu_log.open("ab") as log:
             child = subprocess.Popen(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import ARCHITECTURES
-from kvmdbg.backend.stub import StubEngine
+from kvmdbg.backend.stub import StubEngine, Watchdog, start_watchdog
 from kvmdbg.errors import KvmdbgError, MonitorError, VmGone
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
@@ -40,6 +40,21 @@ class Machine:
     """What a person should know about how it was opened; sentences."""
     undo: Callable[[], Awaitable[None]] = field(default=_nothing)
     """Puts QEMU's own settings back, where attaching changed some."""
+    _watchdog: Watchdog | None = None
+
+    async def guard(self, lock: Path) -> None:
+        """From here on a watchdog restores the guest if this process is killed.
+
+        ``lock``: the file that an owner of this VM holds. A booted VM that nobody takes over is
+        ended after its orphan timeout, unless it is to be kept.
+        """
+        mortal = self.info.booted and not self.info.keep
+        self._watchdog = await start_watchdog(
+            self.engine.socket_path,
+            process=self.info.process,
+            lock=lock,
+            orphan_timeout=self.info.orphan_timeout if mortal else 0,
+        )
 
     async def close(self, *, restore: bool = True) -> None:
         """Leave the VM, which is stopped or gone; call it once.
@@ -54,6 +69,8 @@ class Machine:
                     await self._settle(running=restore and self.was_running)
         finally:
             await self.run_control.close()
+            if self._watchdog is not None:
+                await self._watchdog.bye()
             self.process.close()
 
     async def _settle(self, *, running: bool) -> None:

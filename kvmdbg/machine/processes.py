@@ -6,7 +6,7 @@ Source: proc(5). A pid is reused, a pid with its start time is not: together the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -55,11 +55,9 @@ def _stat(pid: int) -> list[str] | None:
     return text[text.rindex(")") + 2 :].split()
 
 
-def pids() -> Iterator[int]:
+def pids() -> list[int]:
     """Every process that we may see."""
-    for entry in os.scandir(PROC):
-        if entry.name.isdecimal():
-            yield int(entry.name)
+    return [int(name) for name in os.listdir(PROC) if name.isdecimal()]
 
 
 def command_line(pid: int) -> list[str]:
@@ -98,12 +96,12 @@ def owner_uid(pid: int) -> int | None:
 
 def socket_inodes(pid: int) -> set[int]:
     """Inodes of its open sockets; empty where we may not look."""
+    folder = PROC / str(pid) / "fd"
     inodes = set()
-    try:
-        for entry in os.scandir(PROC / str(pid) / "fd"):
-            target = os.readlink(entry.path)
-            if target.startswith("socket:["):
-                inodes.add(int(target[8:-1]))
-    except OSError:
-        pass  # it ended, or is another user's
+    with suppress(OSError):  # it ended, or is another user's
+        for name in os.listdir(folder):
+            with suppress(OSError):  # closed meanwhile
+                target = os.readlink(folder / name)
+                if target.startswith("socket:["):
+                    inodes.add(int(target[8:-1]))
     return inodes

@@ -24,6 +24,7 @@ RESET_TIMEOUT = 10.0
 
 _LAST_WORDS = 2.0  # seconds between a closed monitor and the end of its process, or the reverse
 _REFRESH_DELAY = 0.05  # seconds for somebody else to ask query-status before we do
+_SYNC_TRIES = 4  # a guest that resets itself in a loop has an event for every answer
 _EVENTS = {event.value: event for event in RunEvent if event is not RunEvent.GONE}
 
 # SHUTDOWN's reason (QAPI's ShutdownCause) where nobody killed QEMU.
@@ -111,14 +112,15 @@ class QmpRunControl:
 
     async def sync(self) -> VmRunState:
         """Ask QEMU; when this returns, every event before the answer has been delivered."""
-        while True:
+        changes = -1
+        for _ in range(_SYNC_TRIES):
             # An event that comes with the answer may be newer than it: then ask again.
-            changes = self._changes
-            answer = await self._execute("query-status")
             if changes == self._changes:
                 break
+            changes = self._changes
+            answer = await self._execute("query-status")
+            self._state = _run_state(answer["status"])
         self._cancel_refresh()
-        self._state = _run_state(answer["status"])
         return self._state
 
     async def pause(self) -> None:

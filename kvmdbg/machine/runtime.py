@@ -84,6 +84,7 @@ class VmFolder:
     def write(self, info: VmInfo) -> None:
         """Write ``vm.json``, whole or not at all."""
         part = self.info.with_suffix(".part")
+        part.touch(mode=0o600)
         part.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
         os.replace(part, self.info)
 

@@ -36,9 +36,12 @@ class UnixSockets:
         return {inode for inode, listening in self.listening.items() if listening == name}
 
     def client_of(self, name: str, server_inodes: set[int]) -> int | None:
-        """Inode of a client connected to ``name``, served by one of those sockets."""
+        """Inode of a client connected to ``name``, served by one of those sockets.
+
+        A client that has closed its end has no inode any more, and does not count.
+        """
         for inode, (accepted_on, peer) in self.accepted.items():
-            if accepted_on == name and inode in server_inodes:
+            if accepted_on == name and inode in server_inodes and peer:
                 return peer
         return None
 

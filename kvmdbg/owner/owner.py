@@ -9,7 +9,6 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from kvmdbg.backend.stub import Watchdog, start_watchdog
 from kvmdbg.errors import KvmdbgError, OwnerError, VmGone
 from kvmdbg.machine.attach import attach_vm
 from kvmdbg.machine.define import load_definition, with_overrides
@@ -68,17 +67,11 @@ class Owner:
         self._folder = folder
         self._control = ControlServer(self)
         self._rsp = RspServer(self)
-        self._watchdog: Watchdog | None = None
         self.vm.subscribe(self._on_event)
 
     async def open(self, *, run: bool) -> None:
         """Serve; with ``run``, or where the VM ran when we came, it runs on."""
-        self._watchdog = await start_watchdog(
-            self.machine.engine.socket_path,
-            process=self.machine.info.process,
-            lock=self._folder.lock,
-            orphan_timeout=self.machine.info.orphan_timeout if self.machine.info.booted else 0,
-        )
+        await self.machine.guard(self._folder.lock)
         await self._rsp.listen(f"unix:{self._folder.gdb}")
         await self._control.open(self._folder.control)
         if run or self.machine.was_running:
@@ -105,8 +98,6 @@ class Owner:
         with suppress(VmGone):
             self.machine.was_running |= await self.vm.retire()
         await self.machine.close()
-        if self._watchdog is not None:
-            await self._watchdog.bye()
 
     @property
     def control_path(self) -> Path:
