@@ -14,6 +14,7 @@ from typing import NoReturn
 from kvmdbg.arch import ARCHITECTURES
 from kvmdbg.errors import AttachError, MonitorError, VmGone
 from kvmdbg.machine.accel import choose_engine
+from kvmdbg.machine.claim import Claim
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.find import MonitorSocket, RunningVm, running_vm
 from kvmdbg.machine.machine import Machine, open_machine
@@ -35,27 +36,38 @@ _SERVER = ",server=on"
 async def attach_vm(runtime: RuntimeDir, pid: int, engine: str = "auto") -> Machine:
     """Open the running QEMU with that pid, stopped; :meth:`Machine.close` leaves it as it was.
 
-    Raises AttachError, AcceleratorError, RuntimeDirError.
+    Raises AttachError, AcceleratorError, RuntimeDirError, and OwnerError when another process
+    owns it.
     """
     chosen = choose_engine(engine)
     vm = await asyncio.to_thread(running_vm, runtime, pid)
     _require_attachable(vm, pid)
     assert vm is not None
-    owner = runtime.owner(vm.process)
+    claim = await Claim.take(runtime, vm.process)
+    try:
+        return await _attach(vm, claim, chosen.name)
+    except (VmGone, MonitorError) as error:
+        claim.release()
+        raise AttachError(f"cannot attach to {vm.name} (pid {pid}): {error}") from error
+    except BaseException:
+        claim.release()
+        raise
+
+
+async def _attach(vm: RunningVm, claim: Claim, engine: str) -> Machine:
+    stub = claim.folder.stub
     connection = await _connect(vm)
-    monitor = QmpMonitor(connection)
     process: ExitWatch | None = None
     try:
-        process = ExitWatch(pid)
-        info = await _describe(vm, monitor, chosen.name)
-        undo = await _start_stub(monitor, owner.stub, vm.gdb)
-        return await open_machine(info, owner.stub, process, connection, undo=undo)
-    except BaseException as error:
+        process = ExitWatch(vm.pid)
+        monitor = QmpMonitor(connection)
+        info = await _describe(vm, monitor, engine)
+        undo = await _start_stub(monitor, stub, vm.gdb)
+        return await open_machine(info, claim, stub, process, connection, undo=undo)
+    except BaseException:
         await connection.close()
         if process is not None:
             process.close()
-        if isinstance(error, VmGone | MonitorError):
-            raise AttachError(f"cannot attach to {vm.name} (pid {pid}): {error}") from error
         raise
 
 

@@ -103,6 +103,8 @@ def _look_at(pid: int, launched: _Launched, sockets: UnixSockets) -> RunningVm |
         return None
     command = parse_command(argv[1:], arch)
     folder, info = launched.get(process, (None, None))
+    if info is None and any(_is_being_launched(Path(name).parent) for name in command.monitors):
+        return None
     return RunningVm(
         name=command.name or f"pid:{pid}",
         process=process,
@@ -114,6 +116,11 @@ def _look_at(pid: int, launched: _Launched, sockets: UnixSockets) -> RunningVm |
         info=info,
         folder=str(folder.path) if folder else None,
     )
+
+
+def _is_being_launched(folder: Path) -> bool:
+    """True for the folder of a VM that a kvmdbg is launching and has not told of yet."""
+    return folder.parent.name == "vms" and folder.is_dir() and not VmFolder(folder).info.exists()
 
 
 def _monitors(pid: int, command: QemuCommand, sockets: UnixSockets) -> Iterator[MonitorSocket]:

@@ -12,9 +12,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmdbg.errors import KvmdbgError, LaunchError, MonitorError, NotRunning
+from kvmdbg.errors import LaunchError, MonitorError, NotRunning
 from kvmdbg.images import ImageStore, load_recipe
 from kvmdbg.machine.accel import choose_accelerator, choose_engine, without_host_cpu
+from kvmdbg.machine.claim import Claim
 from kvmdbg.machine.define import BootFiles, Definition
 from kvmdbg.machine.exitwatch import ExitWatch, adopt
 from kvmdbg.machine.machine import Machine, open_machine
@@ -81,12 +82,15 @@ async def launch_vm(
     folder = runtime.new_vm(name)
     argv = [program, *arguments(definition, files, folder, name, extra)]
     process: ExitWatch | None = None
+    claim: Claim | None = None
     try:
         progress.step(f"starting QEMU for {name}")
         process = ExitWatch(_spawn(argv, folder, definition.folder))
+        identity = await _identity(process, folder)
+        claim = await Claim.take(runtime, identity)  # before vm.json tells others of the VM
         info = VmInfo(
             name=name,
-            process=await _identity(process, folder),
+            process=identity,
             arch=definition.arch,
             accel=accel.name,
             accel_reason=accel.reason,
@@ -108,12 +112,16 @@ async def launch_vm(
         )
         folder.write(info)
         connection = await _first_connection(process, folder)
-        return await open_machine(info, folder.stub, process, connection, notices=tuple(notices))
+        return await open_machine(
+            info, claim, folder.stub, process, connection, notices=tuple(notices)
+        )
     except BaseException:
         if process is not None:
             process.kill()
             await process.wait()
         folder.remove()
+        if claim is not None:
+            claim.release()
         raise
 
 
@@ -195,18 +203,22 @@ def _last_words(folder: VmFolder) -> str:
     return re.sub(r"^\S*qemu-system-\S+: ", "", said[-1]) if said else ""
 
 
-async def take_over(folder: VmFolder) -> Machine:
+async def take_over(runtime: RuntimeDir, folder: VmFolder) -> Machine:
     """Open a VM that kvmdbg launched and that has no owner any more.
 
-    Raises NotRunning when it has ended meanwhile, MonitorError when its monitor is in use.
+    Raises NotRunning when it has ended meanwhile, OwnerError when another process was quicker.
     """
     info = folder.read()
     if info is None or not info.process.alive:
         raise NotRunning(f"the VM of {folder.path} has ended")
-    process = ExitWatch(info.pid)
+    claim = await Claim.take(runtime, info.process)
+    process: ExitWatch | None = None
     try:
+        process = ExitWatch(info.pid)
         connection = await QmpConnection.connect(folder.qmp)
-        return await open_machine(info, folder.stub, process, connection)
-    except KvmdbgError:
-        process.close()
+        return await open_machine(info, claim, folder.stub, process, connection)
+    except BaseException:
+        if process is not None:
+            process.close()
+        claim.release()
         raise

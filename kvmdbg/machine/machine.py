@@ -10,7 +10,8 @@ from pathlib import Path
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import ARCHITECTURES
 from kvmdbg.backend.stub import StubEngine, Watchdog, start_watchdog
-from kvmdbg.errors import KvmdbgError, MonitorError, VmGone
+from kvmdbg.errors import MonitorError, VmGone
+from kvmdbg.machine.claim import Claim
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.machine.runtime import VmInfo
@@ -28,6 +29,7 @@ class Machine:
     """An open VM: stopped, debugged by one engine, under our run control."""
 
     info: VmInfo
+    claim: Claim
     process: ExitWatch
     run_control: QmpRunControl
     monitor: QmpMonitor
@@ -42,17 +44,17 @@ class Machine:
     """Puts QEMU's own settings back, where attaching changed some."""
     _watchdog: Watchdog | None = None
 
-    async def guard(self, lock: Path) -> None:
+    async def guard(self) -> None:
         """From here on a watchdog restores the guest if this process is killed.
 
-        ``lock``: the file that an owner of this VM holds. A booted VM that nobody takes over is
-        ended after its orphan timeout, unless it is to be kept.
+        A booted VM that nobody takes over is ended after its orphan timeout, unless it is to be
+        kept.
         """
         mortal = self.info.booted and not self.info.keep
         self._watchdog = await start_watchdog(
             self.engine.socket_path,
             process=self.info.process,
-            lock=lock,
+            lock=self.claim.folder.lock,
             orphan_timeout=self.info.orphan_timeout if mortal else 0,
         )
 
@@ -72,6 +74,7 @@ class Machine:
             if self._watchdog is not None:
                 await self._watchdog.bye()
             self.process.close()
+            self.claim.release()
 
     async def _settle(self, *, running: bool) -> None:
         """The engine's leaving may have changed the run state: make it what it shall be."""
@@ -84,6 +87,7 @@ class Machine:
 
 async def open_machine(
     info: VmInfo,
+    claim: Claim,
     stub: Path,
     process: ExitWatch,
     connection: QmpConnection,
@@ -97,42 +101,46 @@ async def open_machine(
     """
     run_control = await QmpRunControl.open(connection, process)
     try:
-        return await _open_stopped(info, stub, process, run_control, connection, notices, undo)
+        monitor = QmpMonitor(connection)
+        initial, was_running = await _stop(run_control)
+        try:
+            engine = await StubEngine.open(
+                stub,
+                arch=ARCHITECTURES[info.arch],
+                monitor=monitor,
+                run_control=run_control,
+                pid=info.pid,
+            )
+        except BaseException:
+            if was_running:
+                with contextlib.suppress(MonitorError, VmGone):
+                    await run_control.cont()
+            raise
     except BaseException:
         with contextlib.suppress(MonitorError, VmGone):
             await undo()
         await run_control.close()
         raise
+    return Machine(
+        info,
+        claim,
+        process,
+        run_control,
+        monitor,
+        engine,
+        initial,
+        was_running,
+        notices,
+        undo,
+    )
 
 
-async def _open_stopped(
-    info: VmInfo,
-    stub: Path,
-    process: ExitWatch,
-    run_control: QmpRunControl,
-    connection: QmpConnection,
-    notices: tuple[str, ...],
-    undo: Callable[[], Awaitable[None]],
-) -> Machine:
-    monitor = QmpMonitor(connection)
+async def _stop(run_control: QmpRunControl) -> tuple[Stop, bool]:
+    """Stop the VM if it runs: why it is stopped now, and whether it ran."""
     was_running = PERMITS[await run_control.sync()].executing
     if was_running:
         await run_control.pause()
-    initial = Stop(VcpuIndex(0), stop_reason(run_control.state))
-    try:
-        engine = await StubEngine.open(
-            stub,
-            arch=ARCHITECTURES[info.arch],
-            monitor=monitor,
-            run_control=run_control,
-            pid=info.pid,
-        )
-    except (KvmdbgError, OSError):
-        if was_running:
-            with contextlib.suppress(MonitorError, VmGone):
-                await run_control.cont()
-        raise
-    return Machine(info, process, run_control, monitor, engine, initial, was_running, notices, undo)
+    return Stop(VcpuIndex(0), stop_reason(run_control.state)), was_running
 
 
 def stop_reason(state: VmRunState) -> StopReason:

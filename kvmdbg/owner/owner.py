@@ -14,14 +14,14 @@ from kvmdbg.machine.attach import attach_vm
 from kvmdbg.machine.define import load_definition, with_overrides
 from kvmdbg.machine.launch import LaunchOptions, launch_vm, take_over
 from kvmdbg.machine.machine import Machine
-from kvmdbg.machine.runtime import FileLock, OwnerFolder, RuntimeDir, VmFolder
+from kvmdbg.machine.runtime import RuntimeDir, VmFolder
 from kvmdbg.owner import start as s
 from kvmdbg.owner.control import ControlServer
 from kvmdbg.owner.lifetime import End, Lifetime
 from kvmdbg.owner.protocol import ClientInfo, VmStatus
 from kvmdbg.server import RspServer
 from kvmdbg.target.breakpoints import ClientId
-from kvmdbg.target.events import Gone, VmEvent
+from kvmdbg.target.events import Gone, Notice, VmEvent
 from kvmdbg.target.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,13 @@ async def open_machine(request: s.StartRequest, channel: s.ReportChannel) -> Mac
         case s.Attach(pid, engine):
             return await attach_vm(runtime, pid, engine)
         case s.TakeOver(folder):
-            return await take_over(VmFolder(Path(folder)))
+            return await take_over(runtime, VmFolder(Path(folder)))
 
 
 class Owner:
     """Owns one open machine; implements what the control and RSP servers need of it."""
 
-    def __init__(self, machine: Machine, folder: OwnerFolder, *, keep: bool) -> None:
+    def __init__(self, machine: Machine, *, keep: bool) -> None:
         info = machine.info
         self.machine = machine
         self.vm = Vm(
@@ -64,14 +64,14 @@ class Owner:
         self.lifetime = Lifetime(
             booted=info.booted, keep=keep or info.keep, orphan_timeout=info.orphan_timeout
         )
-        self._folder = folder
+        self._folder = machine.claim.folder
         self._control = ControlServer(self)
         self._rsp = RspServer(self)
         self.vm.subscribe(self._on_event)
 
     async def open(self, *, run: bool) -> None:
         """Serve; with ``run``, or where the VM ran when we came, it runs on."""
-        await self.machine.guard(self._folder.lock)
+        await self.machine.guard()
         await self._rsp.listen(f"unix:{self._folder.gdb}")
         await self._control.open(self._folder.control)
         if run or self.machine.was_running:
@@ -166,7 +166,8 @@ class Owner:
         )
 
     def _on_event(self, event: VmEvent) -> None:
-        log.info("%s", event)
+        # A gdb that steps makes thousands of stops a second: they would fill the log's file system.
+        log.log(logging.INFO if isinstance(event, Notice | Gone) else logging.DEBUG, "%s", event)
         if isinstance(event, Gone):
             self.lifetime.end(End.GONE)
 
@@ -182,30 +183,23 @@ async def run_owner(channel: s.ReportChannel) -> None:
         opening.cancel()
         await asyncio.wait({opening})
     abandoned.cancel()
-    owner, lock = await opening
+    owner = await opening
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, owner.terminate)
     channel.finish(s.Ready(str(owner.control_path)))
-    try:
-        await owner.serve()
-    finally:
-        lock.release()
+    await owner.serve()
 
 
-async def _open_owner(request: s.StartRequest, channel: s.ReportChannel) -> tuple[Owner, FileLock]:
+async def _open_owner(request: s.StartRequest, channel: s.ReportChannel) -> Owner:
     machine = await open_machine(request, channel)
-    folder = RuntimeDir.open().owner(machine.info.process)
-    lock = FileLock(folder.lock)
+    folder = machine.claim.folder
     owner: Owner | None = None
     try:
-        if not lock.acquire():
-            raise OwnerError(f"the VM {machine.info.name} has an owner already: try again")
         for stale in (folder.control, folder.gdb):
             stale.unlink(missing_ok=True)
-        owner = Owner(machine, folder, keep=request.keep)
+        owner = Owner(machine, keep=request.keep)
         await owner.open(run=request.run)
     except BaseException:
         await (owner.close() if owner else machine.close())
-        lock.release()
         raise
     log.info("pid %d owns %s", os.getpid(), machine.info.name)
-    return owner, lock
+    return owner

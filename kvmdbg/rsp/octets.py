@@ -11,10 +11,10 @@ def checksum(data: bytes) -> int:
     return lib.rsp_checksum(data, len(data))
 
 
-def to_hex(data: bytes) -> bytes:
+def to_hex(data: bytes | bytearray) -> bytes:
     """Two lower-case digits per byte."""
     digits = bytearray(2 * len(data))
-    lib.hex_encode(data, len(data), ffi.from_buffer(digits))
+    lib.hex_encode(ffi.from_buffer(data), len(data), ffi.from_buffer(digits))
     return bytes(digits)
 
 

@@ -1,4 +1,4 @@
-"""Listening for RSP clients, and letting in one at a time."""
+"""Listening for RSP clients, and letting in those who may."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import socket
 from pathlib import Path
 
-from kvmdbg.errors import KvmdbgError, ListenError, PeerRefused
+from kvmdbg.errors import Busy, KvmdbgError, ListenError, PeerRefused
 from kvmdbg.rsp.server.commands import Command
 from kvmdbg.rsp.server.replies import Error, Negotiated
 from kvmdbg.server.address import Address, TcpAddress, UnixAddress, parse_address
@@ -18,7 +18,6 @@ from kvmdbg.server.connection import Connection, HangUp
 from kvmdbg.server.host import Host
 from kvmdbg.server.peers import admit
 from kvmdbg.server.session import Session
-from kvmdbg.target.breakpoints import ClientId
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ class RspServer:
         self._numbers = itertools.count(1)
         self._listeners: dict[Address, asyncio.Server] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.client: ClientId | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -77,25 +75,25 @@ class RspServer:
         self._tasks.add(task)
         try:
             pid = await admit(connection.socket)
-            if self.client is not None:
-                await _refuse(connection, f"the VM is being debugged by {self.client} already")
-                raise PeerRefused(f"a second gdb was refused while {self.client} is connected")
-            await self._serve_admitted(connection, pid)
+            client = Client(f"gdb-{next(self._numbers)}", self._host)
+            await self._serve_admitted(client, connection, pid)
         except KvmdbgError as error:
             log.warning("%s", error)
             self._host.vm.notice(str(error))
         finally:
             self._tasks.discard(task)
 
-    async def _serve_admitted(self, connection: Connection, pid: int) -> None:
-        self.client = f"gdb-{next(self._numbers)}"
-        client = Client(self.client, self._host)
+    async def _serve_admitted(self, client: Client, connection: Connection, pid: int) -> None:
+        try:
+            self._host.vm.hold(client.id, drive=True)
+        except Busy as error:
+            await _refuse(connection, str(error))
+            raise PeerRefused(f"{client.id} was refused: {error}") from error
         session = Session(client, connection)
         self._host.client_joined(client.id, pid)
         try:
             await session.run()
         finally:
-            self.client = None
             self._host.client_left(client.id, orderly=session.orderly)
 
 

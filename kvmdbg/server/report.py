@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmdbg.addr import VcpuIndex
+from kvmdbg.errors import RegisterError
 from kvmdbg.rsp.stops import (
     SIGNAL_INT,
     SIGNAL_KILL,
@@ -71,7 +72,10 @@ def _signal(reason: StopReason) -> int:
 
 
 async def _expedited(vm: Vm, vcpu: VcpuIndex) -> dict[int, bytes]:
-    block = await vm.read_block(vcpu)
+    try:
+        block = await vm.read_block(vcpu)
+    except RegisterError:
+        return {}  # a courtesy only: whoever wants them asks, and is told what is wrong
     numbers = [vm.arch.numbers[name] for name in vm.arch.expedited]
     return {number: value for number in numbers if (value := block[number]) is not None}
 

@@ -10,6 +10,7 @@ from collections import deque
 
 from kvmdbg.errors import KvmdbgError, RemoteProtocolError, VmGone, VmRunning
 from kvmdbg.rsp.server.commands import Command, MalformedCommand
+from kvmdbg.rsp.server.commands.monitor import Monitor
 from kvmdbg.rsp.server.replies import ConsoleOutput, Ok, Reply
 from kvmdbg.rsp.server.session import InterruptRequest
 from kvmdbg.rsp.server.states import SessionState
@@ -42,11 +43,10 @@ class Session:
         self.orderly = False
 
     async def run(self) -> None:
-        """Stop the VM, as gdb expects of what it connects to, serve, and leave no trace."""
+        """Stop the VM, which the client holds already, serve, and leave no trace."""
         vm = self._client.vm
         unsubscribe = vm.subscribe(self._connection.inbox.put_nowait)
         try:
-            vm.hold(self._client.id)
             self._client.access = (await vm.pause()).vcpu
             self._connection.start()
             while not self._over:
@@ -96,9 +96,16 @@ class Session:
                 raise RemoteProtocolError(f"malformed packet {command.name}: {command.reason}")
             return await execute(self._client, command)
         except KvmdbgError as error:
-            if is_worth_telling(error) and not self._connection.rsp.negotiated.error_message:
-                self._notices.append(str(error))
+            if not self._connection.rsp.negotiated.error_message:
+                self._explain(command, error)
             return error_reply(error)
+
+    def _explain(self, command: Command, error: KvmdbgError) -> None:
+        """For a client that shows numbers only: say it on the console, as soon as that may be."""
+        if isinstance(command, Monitor):
+            self._print(f"{error}\n")
+        elif is_worth_telling(error):
+            self._notices.append(str(error))
 
     def _answer(self, outcome: Outcome) -> None:
         if self._connection.rsp.state is SessionState.CLOSED:

@@ -5,6 +5,7 @@ Stop replies are in :mod:`kvmdbg.rsp.stops`: both roles know them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvmdbg.rsp.octets import to_hex
@@ -160,7 +161,7 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
         case Memory(data):
             return to_hex(data)
         case Registers(values):
-            return b"".join(map(_register, values))
+            return _registers(values)
         case Stopped() | Exited() | Terminated():
             return encode_stop(reply, multiprocess=multiprocess, causes=negotiated.causes)
         case Error(number, text):
@@ -186,8 +187,16 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return b"O" + to_hex(text.encode())
 
 
-def _register(value: bytes | Undefined) -> bytes:
-    return b"xx" * value.size if isinstance(value, Undefined) else to_hex(value)
+def _registers(values: Iterable[bytes | Undefined]) -> bytes:
+    pieces = []
+    known = bytearray()  # in hex all at once: one by one costs more than everything else in g
+    for value in values:
+        if isinstance(value, Undefined):
+            pieces += [to_hex(known), b"xx" * value.size]
+            known.clear()
+        else:
+            known += value
+    return b"".join(pieces) + to_hex(known)
 
 
 # gdb does not unescape error texts, so they must need no escapes.

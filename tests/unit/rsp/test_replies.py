@@ -26,6 +26,8 @@ ONE, TWO = ThreadSpec(ThreadId(1)), ThreadSpec(ThreadId(2))
         (r.Error(22, "no such thing"), b"E16", b"E.no such thing"),
         (r.Error(1, "a*b #1 {$}\n"), b"E01", b"E.axb %1 {S) "),
         (r.Registers((b"\x01\x02", r.Undefined(3))), b"0102xxxxxx", b"0102xxxxxx"),
+        (r.Registers((r.Undefined(1), b"\x01", b"\x02")), b"xx0102", b"xx0102"),
+        (r.Registers((b"\x01", r.Undefined(1), b"\x02")), b"01xx02", b"01xx02"),
         (r.Memory(b"\x00\xff"), b"00ff", b"00ff"),
         (r.CurrentThreadIs(TWO), b"QC2", b"QCp1.2"),
         (r.Threads((ONE, TWO)), b"m1,2", b"mp1.1,p1.2"),

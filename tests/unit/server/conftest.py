@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from kvmdbg.server import RspServer
 from kvmdbg.target.breakpoints import ClientId
 from kvmdbg.target.events import Notice, VmEvent
+from kvmdbg.target.runstate import VmRunState
 from tests.support.fake_engine import FakeVm
 from tests.support.rsp_peer import RspPeer
 
@@ -25,13 +26,15 @@ class FakeHost:
         self.quit_on_kill = True
         self.joined: list[ClientId] = []
         self.left: list[tuple[ClientId, bool]] = []
-        self.gone_clients = asyncio.Condition()
+        self._changed = asyncio.Event()
         self.notices: list[str] = []
         self.vm.subscribe(self._on_event)
+        self.fake.run_control.subscribe(lambda event: self._changed.set())
 
     def _on_event(self, event: VmEvent) -> None:
         if isinstance(event, Notice):
             self.notices.append(event.text)
+        self._changed.set()
 
     async def kill(self) -> None:
         if self.quit_on_kill:
@@ -42,16 +45,22 @@ class FakeHost:
 
     def client_left(self, client: ClientId, *, orderly: bool) -> None:
         self.left.append((client, orderly))
+        self._changed.set()
 
     async def wait_left(self, count: int = 1) -> None:
-        async with asyncio.timeout(10):
-            while len(self.left) < count:
-                await asyncio.sleep(0.002)
+        await self._wait(lambda: len(self.left) >= count)
 
     async def wait_running(self) -> None:
+        await self._wait(lambda: self.fake.run_control.state is VmRunState.RUNNING)
+
+    async def wait_notice(self, words: str) -> None:
+        await self._wait(lambda: any(words in notice for notice in self.notices))
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while self.vm.stop is not None:
-                await asyncio.sleep(0.002)
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 import pytest
 
 from kvmdbg.addr import Gva, VcpuIndex
+from kvmdbg.errors import RegisterError
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.stops import Action, ResumePlan
-from tests.support.fake_engine import CODE, DATA, RAM_BASE, RAM_SIZE, Access
+from tests.support.fake_engine import CODE, CODE_SIZE, DATA, RAM_BASE, RAM_SIZE, Access
 from tests.support.rsp_peer import RspPeer
 
 from .conftest import FakeHost
@@ -52,6 +53,16 @@ async def test_unavailable_registers(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.ask(b"?") == b"T05thread:p1.1;"
 
 
+async def test_registers_that_cannot_be_read(gdb: RspPeer, host: FakeHost) -> None:
+    class Broken:
+        async def read_block(self, vcpu: VcpuIndex) -> list[bytes | None]:
+            raise RegisterError("the registers cannot be read")
+
+    host.fake.engine.registers = Broken()  # type: ignore[assignment]
+    assert await gdb.ask(b"?") == b"T05thread:p1.1;"
+    assert await gdb.ask(b"g") == b"E.the registers cannot be read"
+
+
 @pytest.mark.parametrize("payload", [b"p1000", b"P1000=00", b"P0=00"])
 async def test_register_errors(gdb: RspPeer, payload: bytes) -> None:
     assert (await gdb.ask(payload)).startswith(b"E.")
@@ -59,9 +70,9 @@ async def test_register_errors(gdb: RspPeer, payload: bytes) -> None:
 
 async def test_registers_of_the_chosen_thread(gdb: RspPeer) -> None:
     assert await gdb.ask(b"Hgp1.2") == b"OK"
-    assert await gdb.ask(b"p10") == little(CODE + 16)
+    assert await gdb.ask(b"p10") == little(CODE + CODE_SIZE)
     assert await gdb.ask(b"Hg0") == b"OK"
-    assert await gdb.ask(b"p10") == little(CODE + 16)
+    assert await gdb.ask(b"p10") == little(CODE + CODE_SIZE)
 
 
 async def test_target_description(gdb: RspPeer, host: FakeHost) -> None:
@@ -173,10 +184,9 @@ async def test_breakpoints_that_cannot_be(gdb: RspPeer, host: FakeHost) -> None:
 )
 async def test_plans(gdb: RspPeer, host: FakeHost, payload: bytes, plan: ResumePlan) -> None:
     await gdb.send(payload)
-    await host.wait_running()
     gdb.interrupt()
     assert (await gdb.receive()).startswith(b"T0")
-    assert host.fake.engine.execution.plans[0] == plan
+    assert host.fake.engine.execution.plans == [plan]
 
 
 async def test_step_of_the_thread_that_hc_chose(gdb: RspPeer, host: FakeHost) -> None:
@@ -199,24 +209,18 @@ async def test_vcont_query(gdb: RspPeer) -> None:
 
 
 async def test_breakpoint_and_watchpoint_replies(gdb: RspPeer, host: FakeHost) -> None:
-    host.fake.guest.accesses[Gva(CODE + 0x80)] = Access(BreakpointKind.WRITE, DATA)
-    await gdb.ask(b"Z0,%x,1" % (CODE + 0x40))
-    await gdb.ask(b"Z1,%x,1" % (CODE + 0x60))
+    host.fake.guest.accesses[Gva(CODE + CODE_SIZE + 0x80)] = Access(BreakpointKind.WRITE, DATA)
+    await gdb.ask(b"Z0,%x,1" % (CODE + CODE_SIZE + 0x40))
+    await gdb.ask(b"Z1,%x,1" % (CODE + CODE_SIZE + 0x60))
     await gdb.ask(b"Z2,%x,1" % DATA)
-    # vCPU 1 is 16 instructions ahead.
     first, second, third = [await gdb.ask(b"vCont;c:p1.2") for _ in range(3)]
     assert first.endswith(b"thread:p1.2;swbreak:;")
-    assert b"10:%b;" % little(CODE + 0x40) in first
+    assert b"10:%b;" % little(CODE + CODE_SIZE + 0x40) in first
     assert second.endswith(b"thread:p1.2;hwbreak:;")
     assert third.endswith(b"thread:p1.2;watch:%x;" % DATA)
     # What is asked next is about the thread that stopped.
-    assert await gdb.ask(b"p10") == little(CODE + 0x81)
+    assert await gdb.ask(b"p10") == little(CODE + CODE_SIZE + 0x81)
     assert await gdb.ask(b"?") == third
-
-
-async def test_somebody_else_holds_the_vm(gdb: RspPeer, host: FakeHost) -> None:
-    host.vm.hold("api-7")
-    assert b"api-7" in await gdb.ask(b"vCont;c")
 
 
 # --- the process ---------------------------------------------------------------------------------
