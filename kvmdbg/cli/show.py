@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
 
 class TerminalProgress:
-    """A bar per step; implements :class:`kvmdbg.progress.Progress`."""
+    """A line per step, with a bar while its end is known; a :class:`kvmdbg.progress.Progress`."""
 
     def __init__(self) -> None:
         self._rich: RichProgress | None = None
@@ -35,12 +35,13 @@ class TerminalProgress:
         if what != self._what or self._task is None:
             self._finish_task()
             self._what = what
-            self._task = self._rich.add_task(what, total=total)
-        self._rich.update(self._task, completed=done, total=total)
+            self._task = self._rich.add_task(what, total=total, size="")
+        size = f"{done / 2**20:.1f} of {total / 2**20:.1f} MiB" if total else ""
+        self._rich.update(self._task, completed=done, total=total, size=size)
 
     def note(self, text: str) -> None:
         if self._rich is not None:
-            self._rich.console.print(text, highlight=False)
+            self._rich.console.print(f"kvmdbg: {text}", highlight=False)
         else:
             say(text)
 
@@ -93,9 +94,9 @@ def _start_rich() -> RichProgress:
     rich = progress.Progress(
         progress.SpinnerColumn(),
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(bar_width=30),
-        progress.DownloadColumn(),
+        progress.BarColumn(bar_width=20),
         progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.fields[size]}"),
         console=Console(stderr=True),
     )
     rich.start()
