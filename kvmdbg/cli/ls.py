@@ -6,7 +6,7 @@ import os
 import sys
 
 from kvmdbg.machine.find import RunningVm, list_definitions, list_vms
-from kvmdbg.machine.runtime import FileLock, RuntimeDir
+from kvmdbg.machine.runtime import RuntimeDir
 
 
 def run() -> int:
@@ -36,10 +36,7 @@ def _running_row(runtime: RuntimeDir, vm: RunningVm) -> tuple[str, ...]:
 def _debugged(runtime: RuntimeDir, vm: RunningVm) -> str:
     if vm.uid != os.getuid():
         return f"no: it is uid {vm.uid}'s"
-    lock = FileLock(runtime.owner(vm.process).lock)
-    owned = not lock.acquire()
-    lock.release()
-    return "yes" if owned else "no"
+    return "yes" if runtime.is_owned(vm.process) else "no"
 
 
 def _monitor(vm: RunningVm) -> str:

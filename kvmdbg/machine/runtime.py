@@ -204,6 +204,16 @@ class RuntimeDir:
         make_private(path)
         return OwnerFolder(path)
 
+    def is_owned(self, process: ProcessId) -> bool:
+        """True while an owner holds that QEMU; makes nothing."""
+        path = self.path / "owners" / str(process)
+        if not path.is_dir():
+            return False
+        lock = FileLock(OwnerFolder(path).lock)
+        free = lock.acquire()
+        lock.release()
+        return not free
+
     def name_lock(self, name: str) -> FileLock:
         """Hold it while looking for a VM of that name in order to launch it if there is none."""
         return FileLock(self.path / "names" / f"{quote(name, safe='')}.lock")

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvmdbg.errors import NotRunning, OwnerError, UsageError
 from kvmdbg.machine.find import DefinedVm, RunningVm, look_up
-from kvmdbg.machine.runtime import FileLock, OwnerFolder, RuntimeDir
+from kvmdbg.machine.runtime import RuntimeDir
 from kvmdbg.owner.client import OwnerClient
 from kvmdbg.owner.protocol import Role
 from kvmdbg.owner.start import Attach, Launch, StartRequest, TakeOver, start_owner
@@ -97,17 +97,10 @@ async def _connect_running(
     runtime: RuntimeDir, found: RunningVm, kind: str, role: Role
 ) -> OwnerClient | None:
     """A connection to the owner that ``found`` has; None where it has none."""
-    folder = runtime.owner(found.process)
-    if not _is_owned(folder):
+    if not runtime.is_owned(found.process):
         return None
-    return await OwnerClient.connect(folder.control, role=role, kind=kind)
-
-
-def _is_owned(folder: OwnerFolder) -> bool:
-    lock = FileLock(folder.lock)
-    free = lock.acquire()
-    lock.release()
-    return not free
+    control = runtime.owner(found.process).control
+    return await OwnerClient.connect(control, role=role, kind=kind)
 
 
 async def _contended(
@@ -115,7 +108,7 @@ async def _contended(
 ) -> bool:
     """True while another process holds what kept us from starting an owner."""
     if isinstance(found, RunningVm):
-        return _is_owned(runtime.owner(found.process)) or not found.process.alive
+        return runtime.is_owned(found.process) or not found.process.alive
     lock = runtime.name_lock(options.name or found.name)
     free = lock.acquire()
     lock.release()

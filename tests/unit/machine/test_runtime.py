@@ -140,3 +140,14 @@ def test_facts_of_a_newer_kvmdbg_are_ignored(runtime: RuntimeDir) -> None:
     raw = msgspec.json.decode(msgspec.json.encode(info(me())))
     folder.info.write_bytes(msgspec.json.encode(raw | {"new": 1}))
     assert folder.read() == info(me())
+
+
+def test_looking_for_an_owner_makes_nothing(runtime: RuntimeDir) -> None:
+    process = ProcessId(os.getpid(), 1)
+    assert not runtime.is_owned(process)
+    assert not list((runtime.path / "owners").iterdir())
+    lock = FileLock(runtime.owner(process).lock)
+    assert lock.acquire()
+    assert runtime.is_owned(process)
+    lock.release()
+    assert not runtime.is_owned(process)
