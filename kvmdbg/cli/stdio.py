@@ -11,6 +11,9 @@ Source: GDB manual, "Overview" of the remote serial protocol (packet acknowledge
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import stat
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -64,7 +67,6 @@ async def bridge(gdb_socket: Awaitable[Path], stdin_file: BinaryIO, stdout_file:
         to_gdb = asyncio.create_task(_copy(reader, stdout, drop_acknowledgement=acknowledged))
         try:
             await asyncio.wait({to_server, to_gdb}, return_when=asyncio.FIRST_COMPLETED)
-        print('DBG', to_server, to_gdb, file=sys.stderr)
         finally:
             to_server.cancel()
             await asyncio.gather(to_server, return_exceptions=True)
@@ -81,6 +83,15 @@ async def bridge(gdb_socket: Awaitable[Path], stdin_file: BinaryIO, stdout_file:
 async def _open_stdio(
     stdin: BinaryIO, stdout: BinaryIO
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    if _is_one_socket(stdin, stdout):
+        # As gdb makes it. A write pipe would take the bytes that arrive there for a hang-up.
+        both = socket.socket(fileno=os.dup(stdin.fileno()))
+        reader, writer = await asyncio.open_connection(sock=both)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+        return
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stdin)
@@ -92,9 +103,9 @@ async def _open_stdio(
         writing.close()
 
 
-def _is_one_socket(*fds: int) -> bool:
-    first, *others = map(os.fstat, fds)
-    return stat.S_ISSOCK(first.st_mode) and all(os.path.samestat(first, one) for one in others)
+def _is_one_socket(one: BinaryIO, other: BinaryIO) -> bool:
+    status = os.fstat(one.fileno())
+    return stat.S_ISSOCK(status.st_mode) and os.path.samestat(status, os.fstat(other.fileno()))
 
 
 async def _acknowledge_first(

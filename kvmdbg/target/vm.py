@@ -68,6 +68,7 @@ class Vm:
         self._run: asyncio.Task[None] | None = None
         self._quiet_stop: asyncio.Future[Stop] | None = None
         self._interrupting = False
+        self._retired = False
         self._last_reset = -_RESET_QUIET
         self._lock = asyncio.Lock()
         self._holders: set[ClientId] = set()
@@ -253,6 +254,8 @@ class Vm:
     # --- what others did -------------------------------------------------------------------------
 
     def _on_run_event(self, event: RunEvent) -> None:
+        if self._retired:
+            return
         match event:
             case RunEvent.RESUME if self._run is None:
                 self._spawn(self._after_foreign_resume())
@@ -349,13 +352,17 @@ class Vm:
             await self.resume()
 
     async def retire(self) -> bool:
-        """Everybody leaves: stop the VM and take all breakpoints out; true if it was running."""
+        """Everybody leaves: stop the VM and take all breakpoints out; true if it was running.
+
+        From then on the facade does nothing any more, whatever happens to the VM.
+        """
         running = self._stop is None
         await self.pause()
         async with self.halted():
             for clients in self.breakpoints.inserted.values():
                 for client in clients:
                     await self.breakpoints.drop(client)
+        self._retired = True
         return running
 
     # --- the stopped guest -----------------------------------------------------------------------

@@ -133,7 +133,7 @@ idtr:   .word   idtr - idt - 1
         .quad   idt
 
         .balign 4096
-        .globl halt, halting, shared, counters, result, ticks
+        .globl halt, halting, shared, high, gdt, idt, stacks, counters, result, ticks
 halt:   .quad   0
 shared: .quad   0x5aa5
 result: .quad   0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from kvmdbg.addr import Gva
 from kvmdbg.arch import X86_64
@@ -43,8 +44,10 @@ def build(folder: Path) -> Guest:
     subprocess.run(["gcc", *flags, "-o", elf, _SOURCE], check=True)
     with elf.open("rb") as file:
         parsed = ELFFile(file)
-        firmware.write_bytes(parsed.get_section_by_name(".text").data())
-        table = parsed.get_section_by_name(".symtab")
+        text, table = (parsed.get_section_by_name(name) for name in (".text", ".symtab"))
+        assert text is not None
+        assert isinstance(table, SymbolTableSection)
+        firmware.write_bytes(text.data())
         symbols = {s.name: Gva(s["st_value"]) for s in table.iter_symbols() if s.name}
     return Guest(firmware, symbols)
 
@@ -80,7 +83,8 @@ async def live_vm(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[LiveV
         *("-qmp", f"unix:{qmp},server=on,wait=off"),
         *("-chardev", f"socket,id=stub,path={stub},server=on,wait=off", "-gdb", "chardev:stub"),
     ]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # A Popen, as QEMU has to outlive no event loop.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: ASYNC220
     try:
         async with asyncio.timeout(20):
             while not (stub.exists() and qmp.exists()):

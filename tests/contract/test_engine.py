@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import MemoryFault, RegisterError, VmGone
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.runstate import PERMITS
@@ -126,21 +126,12 @@ async def test_physical_memory_is_the_same_memory(subject: Subject) -> None:
     assert await engine.physical.read(at, 4) == b"\x10\x21\x30\x40"
 
 
-async def test_physical_memory_ends_somewhere(subject: Subject) -> None:
-    with pytest.raises(MemoryFault):
-        await subject.engine.physical.read(Gpa(1 << 45), 1)
-
-
 # --- steps ---------------------------------------------------------------------------------------
 
 
 async def test_a_step_executes_one_instruction_of_one_vcpu(subject: Subject) -> None:
-    await subject.set_register("pc", subject.stored)
     held = [await subject.pc(vcpu) for vcpu in others(subject)]
     count = await subject.count()
-    for expected in (subject.load, subject.loaded) if subject.load == subject.stored + 1 else ():
-        assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
-        assert await subject.pc() == expected
     await subject.set_register("pc", subject.store)
     assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
     assert await subject.pc() == subject.stored
@@ -275,6 +266,8 @@ async def test_a_stepped_store_that_is_watched_is_a_hit(subject: Subject) -> Non
     stop = await subject.run(ResumePlan.step(BOOT))
     assert stop == Stop(BOOT, WatchpointHit(BreakpointKind.WRITE, subject.counter))
     assert await subject.pc() == subject.stored
+    assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
+    assert await subject.pc() == subject.stored + 1
 
 
 async def test_a_store_on_the_way_off_a_breakpoint_is_still_watched(subject: Subject) -> None:

@@ -31,6 +31,11 @@ class StubBreakpoints:
         self._connection = connection
         self._inserted: set[BreakpointSpec] = set()
 
+    @property
+    def inserted(self) -> frozenset[BreakpointSpec]:
+        """What is inserted."""
+        return frozenset(self._inserted)
+
     async def insert(self, spec: BreakpointSpec) -> None:
         """See the capability."""
         reply = await self._connection.request(

@@ -10,7 +10,6 @@ import asyncio
 import os
 
 from kvmdbg.errors import AttachError, RemoteProtocolError, TargetError, VmGone, WaitTimeout
-from kvmdbg.rsp.client.requests import error_number
 from kvmdbg.rsp.client.session import ClientSession, Reply, Stop, Unsolicited
 from kvmdbg.rsp.client.states import ClientState
 from kvmdbg.rsp.stops import StopReply
@@ -78,7 +77,7 @@ class StubConnection(asyncio.Protocol):
         cancelled, or have timed out."""
         if self._failure is not None:
             raise self._failure
-        if self._answer is not None and self._session.state is not ClientState.RUNNING:
+        if self._answer is not None and not self.resumed:
             await self._wait(self._answer, timeout)
 
     def _expect(self) -> asyncio.Future[Reply | Stop]:
@@ -201,12 +200,12 @@ def _silent(timeout: float) -> WaitTimeout:
 
 def describe(reply: bytes) -> str:
     """A reply that is no success, in words."""
-    number = error_number(reply) if reply else None
     if not reply:
         return "it does not know that request"
-    if number is None:
-        return f"it said {_shown(reply)}"
-    return f"error {number}, {os.strerror(number)}"
+    if reply[:1] == b"E" and reply[1:].isdigit():
+        # QEMU writes its errno in decimal, whatever the protocol says of hex.
+        return f"error {int(reply[1:])}, {os.strerror(int(reply[1:]))}"
+    return f"it said {_shown(reply)}"
 
 
 def _shown(payload: bytes) -> str:

@@ -135,3 +135,7 @@ class StubEngine:
             pass
         finally:
             self._connection.close()
+
+    def abandon(self) -> None:
+        """Hang up at once; breakpoints stay until the next client of the stub comes."""
+        self._connection.close()

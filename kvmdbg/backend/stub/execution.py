@@ -6,8 +6,9 @@ What the stub does oddly, and this hides:
   it first, alone: a single step goes past breakpoints.
 - A single step of HLT never ends, as guest time stands still meanwhile: after a while it is looked
   at, and goes on with time running.
-- A single step that another vCPU's stop forestalled happens in the next run, asked for or not:
-  that run is taken up again.
+- A single step that another vCPU's stop forestalled happens in the next run, asked for or not; and
+  after a single step that hit a watchpoint the next run ends at once. Such a run is taken up again.
+- A single step that meets the polling of the local APIC executes nothing: it is repeated.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from kvmdbg.target.stops import Action, BreakpointHit, Paused, ResumePlan, Stepp
 
 STEP_PATIENCE = 0.3
 """Seconds after which a single step is looked at."""
+
+STEP_ATTEMPTS = 3
+"""Steps after which an instruction is believed to change no register: a jump to itself."""
 
 
 class StubExecution:
@@ -103,9 +107,10 @@ class StubExecution:
 
     async def _run(self, plan: ResumePlan) -> Stop:
         stepped = [v for v in self._threads.vcpus if plan.action(v) is Action.STEP]
-        origins = {vcpu: await self._pc(vcpu) for vcpu in stepped}
+        origins = {vcpu: await self._registers.read_block(vcpu) for vcpu in stepped}
         mode = self._resumption.masked
         patience = STEP_PATIENCE if stepped else None
+        attempts = STEP_ATTEMPTS
         while True:
             overlooked = await self._at_breakpoint(plan)
             if overlooked is not None:
@@ -117,12 +122,15 @@ class StubExecution:
             stop = await self._explain(outcome, plan)
             if stop is None:
                 continue
-            if not _was_impatience(outcome) or self._resumption.interrupted:
+            moved = [v for v in stepped if await self._registers.read_block(v) != origins[v]]
+            if stop.reason == Stepped() and stop.vcpu not in moved and attempts > 1:
+                attempts -= 1
+            elif not _was_impatience(outcome) or self._resumption.interrupted:
                 return stop
-            for vcpu in stepped:
-                if await self._pc(vcpu) != origins[vcpu]:
-                    return Stop(vcpu, Stepped())
-            mode, patience = self._resumption.timed, None
+            elif moved:
+                return Stop(moved[0], Stepped())
+            else:
+                mode, patience = self._resumption.timed, None
 
     async def _at_breakpoint(self, plan: ResumePlan) -> Stop | None:
         """A hit that QEMU would miss, as it steps a vCPU that should continue."""

@@ -33,13 +33,8 @@ class Watchdog:
     """A running watchdog; it acts when this process ends without :meth:`bye`."""
 
     def __init__(self, process: subprocess.Popen[bytes], pipe: int) -> None:
-        self._process = process
+        self.process = process
         self._pipe = pipe
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
 
     async def bye(self) -> None:
         """The target is as it should be: the watchdog goes away. A second time does nothing."""
@@ -48,13 +43,17 @@ class Watchdog:
         # When QEMU has ended, so has the watchdog.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._pipe, b"bye\n")
+        self.abandon()
+        try:
+            await asyncio.to_thread(self.process.wait, BYE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def abandon(self) -> None:
+        """Let it act, as if this process had been killed."""
         os.close(self._pipe)
         self._pipe = -1
-        try:
-            await asyncio.to_thread(self._process.wait, BYE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 async def start_watchdog(

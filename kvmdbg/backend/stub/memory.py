@@ -91,7 +91,8 @@ class StubMemory:
             if not piece:
                 break
             data += piece
-            await asyncio.sleep(0)
+            if at + len(piece) < end:
+                await asyncio.sleep(0)
         if length > 0 and not data:
             raise MemoryFault(f"memory at {address:#x} cannot be read")
         return bytes(data)
@@ -153,7 +154,8 @@ class StubPhysicalMemory:
             if not piece:
                 break
             data += piece
-            await asyncio.sleep(0)
+            if left > len(piece):
+                await asyncio.sleep(0)
         if length > 0 and not data:
             raise MemoryFault(f"physical memory at {address:#x} cannot be read")
         return bytes(data)

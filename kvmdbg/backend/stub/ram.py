@@ -16,8 +16,11 @@ from kvmdbg.backend.stub import hmp
 from kvmdbg.errors import MonitorError
 from kvmdbg.target.capabilities import MonitorQuery
 
-_SMALLEST = 1 << 20
-"""Bytes: the small ranges below 1 MiB come and go with the firmware's shadowing."""
+_SHADOW_START, _SHADOW_END = 0xA0000, 0x100000
+"""A PC's firmware maps ROM, RAM and video memory in here as it likes, and a reset undoes it."""
+
+_SMALLEST = 0x80000
+"""Bytes: smaller ranges come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,11 @@ class DirectRam:
         try:
             # RAM that devices bring (vga.vram) has no backend, and moves with its BAR.
             backends = {backend["id"] for backend in await monitor.qmp("query-memdev")}
-            for start, length in await hmp.memory_ranges(monitor, backends):
-                host = await hmp.host_address(monitor, start)
-                if length >= _SMALLEST and host is not None:
-                    ranges.append(Range(start, length, host))
+            for first, length in await hmp.memory_ranges(monitor, backends):
+                for start, end in _without_shadow(first, first + length):
+                    host = await hmp.host_address(monitor, start)
+                    if end - start >= _SMALLEST and host is not None:
+                        ranges.append(Range(start, end - start, host))
         except MonitorError:
             ranges = []
         return cls(pid, ranges)
@@ -84,3 +88,9 @@ class DirectRam:
         if at < 0 or address >= self._ranges[at].start + self._ranges[at].length:
             return None
         return self._ranges[at]
+
+
+def _without_shadow(start: int, end: int) -> list[tuple[Gpa, int]]:
+    """What is left of a range, as start and end."""
+    parts = [(start, min(end, _SHADOW_START)), (max(start, _SHADOW_END), end)]
+    return [(Gpa(first), last) for first, last in parts if first < last]

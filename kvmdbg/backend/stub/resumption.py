@@ -12,13 +12,16 @@ from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import TargetError, VmGone
 from kvmdbg.rsp.client import requests
 from kvmdbg.rsp.client.session import Reply
-from kvmdbg.rsp.stops import Stopped
+from kvmdbg.rsp.stops import SIGNAL_TRAP, Stopped
 from kvmdbg.rsp.threadid import ThreadSpec
 from kvmdbg.target.capabilities import RunControl
 from kvmdbg.target.stops import Action, ResumePlan
 
 STOP_TIMEOUT = 15.0
 """Seconds that a VM may take to stop when told to."""
+
+DISARM_TIME = 0.01
+"""Seconds in which a vCPU that is to stop at once does so."""
 
 ENABLE, NO_IRQ, NO_TIMER = 1, 2, 4
 """Bits of Qqemu.sstep."""
@@ -31,7 +34,7 @@ class Outcome:
     """How a resumption ended.
 
     ``reply`` is None if an interrupt came before it began. ``impatient``: we paused the VM
-    ourselves. ``stray``: ``vcpu`` was to be single-stepped from an earlier resumption.
+    ourselves. ``stray``: QEMU may have stopped ``vcpu`` for something of an earlier resumption.
     """
 
     reply: Stopped | None
@@ -63,8 +66,8 @@ class Resumption:
         self.timed = self.masked & ~NO_TIMER
         """Step mode: as ``masked``, but guest time goes on, so that a halted vCPU wakes up."""
         self.armed: set[VcpuIndex] = set()
-        """vCPUs that QEMU single-steps at the next resumption, whatever that says: it forgets a
-        step only when that very vCPU stops the VM."""
+        """vCPUs that QEMU single-steps, or stops at once, at the next resumption, whatever that
+        says: it forgets a step only when that very vCPU stops the VM."""
 
     async def set_step_mode(self, mode: int) -> None:
         """What ``vCont;s`` means from now on."""
@@ -79,9 +82,9 @@ class Resumption:
         if self.interrupted:
             return Outcome(None, self._threads.vcpus[0])
         stepped = {v for v in self._threads.vcpus if plan.action(v) is Action.STEP}
-        stray = self.armed - stepped
+        stray = set(self.armed)
         self.armed |= stepped
-        self._threads.forget()
+        self._threads.stopped_by(None)
         answer = self._connection.resume(requests.vcont(self._actions(plan)))
         done, _ = await asyncio.wait({answer}, timeout=patience)
         if not done:
@@ -93,7 +96,11 @@ class Resumption:
         if not isinstance(reply.stop, Stopped):
             raise VmGone("QEMU's gdbstub says that the VM has ended")
         vcpu = self._threads.vcpu(reply.stop.thread)
-        self.armed.discard(vcpu)
+        if reply.stop.signal == SIGNAL_TRAP:
+            self._threads.stopped_by(vcpu)
+        # A step that hits a watchpoint is two reasons to stop: QEMU keeps one for later.
+        if vcpu not in stepped or reply.stop.watch is None:
+            self.armed.discard(vcpu)
         return Outcome(reply.stop, vcpu, impatient=not done, stray=vcpu in stray)
 
     def _actions(self, plan: ResumePlan) -> list[tuple[str, ThreadSpec | None]]:
@@ -124,13 +131,14 @@ class Resumption:
         # Takes up the stop reply that nobody asked for: acknowledged later, after a resumption, it
         # would pause the VM again.
         await self._connection.request(requests.QUERY_STEP_MODE)
-        self._threads.forget()
+        self._threads.stopped_by(None)
 
     async def disarm(self) -> None:
         """Make QEMU forget every single step; it takes running those vCPUs for a moment."""
-        if self.armed:
-            stepping = ResumePlan(dict.fromkeys(self.armed, Action.STEP), Action.HOLD)
-            self.interrupted = False
-            await self.go(stepping, step_mode=0, patience=0.0)
-            self.armed.clear()
+        stepping = ResumePlan(dict.fromkeys(self.armed, Action.STEP), Action.HOLD)
+        self.interrupted = False
+        while self.armed:
+            outcome = await self.go(stepping, step_mode=0, patience=DISARM_TIME)
+            if outcome.reply is None or outcome.reply.signal != SIGNAL_TRAP:
+                self.armed.clear()
         await self.set_step_mode(self.masked)

@@ -51,6 +51,7 @@ class Threads:
             await self._connection.checked(requests.select_thread(self._specs[vcpu]))
             self._selected = vcpu
 
-    def forget(self) -> None:
-        """The VM ran: QEMU has selected the vCPU that stopped it."""
-        self._selected = None
+    def stopped_by(self, vcpu: VcpuIndex | None) -> None:
+        """QEMU has selected the vCPU whose breakpoint or step stopped the VM; None: nobody knows
+        which."""
+        self._selected = vcpu

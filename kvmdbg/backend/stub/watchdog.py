@@ -22,6 +22,7 @@ RESCUE_TIMEOUT = 15.0
 """Seconds to try: QEMU may be busy, or not yet know that the owner has gone."""
 
 ANSWER_TIMEOUT = 2.0
+MOST_VCPUS = 255
 LOCK_INTERVAL = 2.0
 """Seconds between two looks whether somebody has taken over."""
 
@@ -48,14 +49,15 @@ class Stub:
                 return
             self._receive()
 
-    def reply(self) -> None:
+    def reply(self) -> bytes:
         """Wait for a packet, and acknowledge it."""
         while True:
             start, end = self._unread.find(b"$"), self._unread.find(b"#")
             if 0 <= start < end and len(self._unread) >= end + 3:
+                payload = self._unread[start + 1 : end]
                 self._unread = self._unread[end + 3 :]
                 self._socket.sendall(b"+")
-                return
+                return payload
             self._receive()
 
     def interrupt(self) -> None:
@@ -76,17 +78,21 @@ def rescue(path: str) -> None:
         stub.send(b"?")  # drops every breakpoint
         stub.reply()
         # A vCPU that was being single-stepped stays so, and would stop the VM again: let all
-        # "step" with stepping off, which makes QEMU forget it.
+        # "step" with stepping off, until that stops nothing any more.
         stub.send(b"Qqemu.sstep=0")
         stub.reply()
-        stub.send(b"vCont;s")
-        stub.interrupt()
-        # A VM that has shut down does not resume, so that nothing stops.
-        with contextlib.suppress(TimeoutError):
-            stub.reply()
+        for _ in range(MOST_VCPUS):
+            stub.send(b"vCont;s")
+            time.sleep(0.01)
+            stub.interrupt()
+            # A VM that has shut down does not resume, so that nothing stops.
+            with contextlib.suppress(TimeoutError):
+                if stub.reply().startswith(b"T05"):
+                    continue
+            break
         stub.send(b"Qqemu.sstep=7")
         stub.reply()
-        stub.send(b"D")
+        stub.send(b"D;1")  # the process counts where an earlier client spoke multiprocess
         stub.reply()
     finally:
         stub.close()

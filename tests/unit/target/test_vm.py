@@ -209,6 +209,17 @@ async def test_retiring_leaves_nothing_in_the_guest() -> None:
     assert await vm.retire() is False
 
 
+async def test_a_retired_vm_may_be_resumed_by_whoever_comes_next() -> None:
+    fake = FakeVm()
+    vm = fake.facade()
+    vm.hold("gdb-1")
+    await vm.retire()
+    await fake.run_control.foreign_cont()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert fake.run_control.state is VmRunState.RUNNING
+
+
 async def test_there_is_no_such_vcpu() -> None:
     with pytest.raises(NoSuchVcpu, match="0 to 0"):
         await FakeVm().facade().read_block(VcpuIndex(3))
