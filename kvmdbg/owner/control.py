@@ -96,6 +96,8 @@ class _Connection:
         self._role = p.Role.USER
         self._orderly = False
         self._awaits_stop = False
+        self._shall_run = host.vm.stop is None
+        """The VM ran when this client came, or it has let it run: so it runs when it leaves."""
         self._calls: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -146,7 +148,7 @@ class _Connection:
         """A client that crashed must not leave the guest patched, or stopped for nobody."""
         vm = self._host.vm
         try:
-            await vm.release(client, resume=client in vm.holders)
+            await vm.release(client, resume=client in vm.holders and self._shall_run)
         except KvmdbgError as error:
             log.warning("after %s left: %s", client, error)
         orderly = None if self._role is p.Role.BRIDGE else self._orderly
@@ -206,7 +208,7 @@ class _Connection:
                 return await vm.pause()
             case p.Resume(plan):
                 vm.require_drive(client)
-                self._awaits_stop = True
+                self._awaits_stop = self._shall_run = True
                 await vm.resume(plan)
                 if vm.stop is None:  # otherwise it has stopped again, and the client holds it
                     vm.let_go(client)

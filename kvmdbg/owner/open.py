@@ -106,13 +106,14 @@ async def _connect_running(
 async def _contended(
     runtime: RuntimeDir, found: RunningVm | DefinedVm, options: OpenOptions
 ) -> bool:
-    """True while another process holds what kept us from starting an owner."""
+    """True while another process holds what kept us from starting an owner, or has started one."""
     if isinstance(found, RunningVm):
         return runtime.is_owned(found.process) or not found.process.alive
-    lock = runtime.name_lock(options.name or found.name)
+    name = options.name or found.name
+    lock = runtime.name_lock(name)
     free = lock.acquire()
     lock.release()
-    return not free
+    return not free or any(info.name == name for _, info in runtime.vms())
 
 
 async def _start(

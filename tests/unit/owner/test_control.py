@@ -146,6 +146,7 @@ async def test_leaving_takes_breakpoints_and_holds_along(
     client: OwnerClient, host: FakeHost, orderly: bool
 ) -> None:
     await client.call(p.InsertBreakpoint(BreakpointSpec(BreakpointKind.SOFTWARE, Gva(9), 1)))
+    await client.call(p.Resume())
     await client.call(p.Pause())
     assert host.vm.holders
     await (client.bye() if orderly else client.close())
@@ -155,6 +156,15 @@ async def test_leaving_takes_breakpoints_and_holds_along(
     assert not host.vm.breakpoints.inserted
     assert not host.vm.holders
     assert host.vm.stop is None, "the guest runs on"
+
+
+async def test_a_vm_that_was_found_stopped_stays_so(client: OwnerClient, host: FakeHost) -> None:
+    await client.call(p.Pause())
+    await client.bye()
+    async with asyncio.timeout(5):
+        while host.lifetime.clients:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert host.vm.stop == Stop(CPU, Frozen())
 
 
 async def test_the_end_of_the_vm_reaches_calls_under_way(
