@@ -64,7 +64,8 @@ images: setup ## build the demo image (kernel, initramfs, symbols) into the user
 
 .PHONY: demo
 demo: setup ## debug a Debian kernel with gdb: a transcript, then (on a terminal) the gdb prompt
-	$(BIN)/kvmdbg --vm demo --gdb -- -x vm-images/demo/demo.gdb
+	@batch=-batch; if [ -t 0 ] && [ -t 1 ]; then batch=; fi; set -x; \
+	$(BIN)/kvmdbg --vm demo --gdb -- $$batch -x vm-images/demo/demo.gdb
 
 .PHONY: fmt
 fmt: setup ## format Python and C
@@ -89,7 +90,7 @@ check: lint typecheck ## lint, types and unit tests, in under a minute
 	$(BIN)/pytest -q tests/unit
 
 .PHONY: test
-test: check images ## everything: check, then all tests, the ones on real VMs included
+test: lint typecheck images ## everything: lint, types, and all tests, the ones on real VMs included
 	$(BIN)/pytest tests
 
 .PHONY: bench
