@@ -9,7 +9,8 @@
         print(hex(regs["rip"]), await vm.read(regs["rsi"], 16))
 
 Addresses are GVA (integers, or symbol names of the VM's ``vmlinux``), lengths bytes, timeouts
-seconds; where no vCPU is named, the one that the VM stopped for is meant. Every failure is a :exc:`kvmdbg.errors.KvmdbgError`.
+seconds; where no vCPU is named, the one that the VM stopped for is meant. Every failure is a
+:exc:`kvmdbg.errors.KvmdbgError`.
 """
 
 from __future__ import annotations
@@ -193,14 +194,47 @@ class Vm:
             printed = log.read_text(errors="replace") if log.exists() else ""
             if text in printed:
                 return printed
-            if self._gone is not None:
-                raise VmGone(f"the VM {self.name} has ended: {self._gone.text}")
+            self._require_here()
             if asyncio.get_running_loop().time() > deadline:
                 raise WaitTimeout(
                     f"the guest did not print {text!r} within {timeout * self.time_scale:.0f} s; "
                     f"its last words: {printed[-200:]!r}"
                 )
             await asyncio.sleep(0.05)
+
+    async def wait_gone(self, timeout: float = 10.0) -> Gone:
+        """Wait until the VM has ended, and say how; raises WaitTimeout when it does not."""
+        try:
+            async with asyncio.timeout(timeout * self.time_scale):
+                while self._gone is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise WaitTimeout(
+                f"the VM {self.name} did not end within {timeout * self.time_scale:.1f} s"
+            ) from error
+        return self._gone
+
+    async def wait_notice(self, text: str, timeout: float = 10.0) -> str:
+        """Wait until kvmdbg has said something with ``text`` in it; the whole sentence."""
+        seconds = timeout * self.time_scale
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    for notice in self.notices:
+                        if text in notice:
+                            return notice
+                    self._require_here()
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise WaitTimeout(
+                f"kvmdbg did not say {text!r} of {self.name} within {seconds:.1f} s"
+            ) from error
+
+    def _require_here(self) -> None:
+        if self._gone is not None:
+            raise VmGone(f"the VM {self.name} has ended: {self._gone.text}")
 
     async def _resume(self, plan: ResumePlan) -> None:
         # Before the call: the VM can have stopped again when its answer arrives.
@@ -216,8 +250,7 @@ class Vm:
         try:
             async with asyncio.timeout(seconds):
                 while self._stop is None:
-                    if self._gone is not None:
-                        raise VmGone(f"the VM {self.name} has ended: {self._gone.text}")
+                    self._require_here()
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError as error:
@@ -332,8 +365,9 @@ class Vm:
         return await self._insert(BreakpointSpec(kind, self.address(where), length))
 
     async def _insert(self, spec: BreakpointSpec) -> Breakpoint:
+        before = self._stop
         await self._client.call(p.InsertBreakpoint(spec))
-        return Breakpoint(self, spec)
+        return Breakpoint(self, spec, before)
 
     async def _remove(self, spec: BreakpointSpec) -> None:
         await self._client.call(p.RemoveBreakpoint(spec))
@@ -345,9 +379,11 @@ class Breakpoint:
     As a context manager it is taken out at the block's end.
     """
 
-    def __init__(self, vm: Vm, spec: BreakpointSpec) -> None:
+    def __init__(self, vm: Vm, spec: BreakpointSpec, before: Stop | None) -> None:
         self.spec = spec
         self._vm = vm
+        self._before = before
+        """The stop in which it was inserted, which is no hit of it."""
 
     async def __aenter__(self) -> Breakpoint:
         return self
@@ -373,7 +409,7 @@ class Breakpoint:
         UnexpectedStop when the VM stops for another reason, WaitTimeout, VmGone.
         """
         vm = self._vm
-        if vm.stopped is not None and vm._unclaimed is None:
+        if vm.stopped is not None and (vm._unclaimed is None or vm._unclaimed is self._before):
             await vm.resume()
         stop = await vm.wait_stop(timeout)
         if not self.is_hit(stop):

@@ -34,10 +34,10 @@ async def run_console(socket: Path, log: Path | None) -> None:
             "is the VM running, and no other console on it?"
         ) from error
     print("kvmdbg: console; Ctrl-] detaches", file=sys.stderr)
-    if log is not None and log.exists():
-        sys.stdout.buffer.write(log.read_bytes()[-_LOG_TAIL:])
-        sys.stdout.buffer.flush()
     with _raw_terminal():
+        if log is not None and log.exists():
+            sys.stdout.buffer.write(log.read_bytes()[-_LOG_TAIL:])
+            sys.stdout.buffer.flush()
         output = asyncio.create_task(_show(reader))
         typed = asyncio.create_task(_type(writer))
         await asyncio.wait({output, typed}, return_when=asyncio.FIRST_COMPLETED)
@@ -77,7 +77,7 @@ def _raw_terminal() -> Iterator[None]:
         yield
         return
     saved = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what is typed ahead is for the guest
     try:
         yield
     finally:

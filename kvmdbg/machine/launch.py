@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmdbg.errors import LaunchError, MonitorError, NotRunning
+from kvmdbg.errors import LaunchError, MonitorError, NotRunning, OwnerError
 from kvmdbg.images import ImageStore, load_recipe
 from kvmdbg.machine.accel import choose_accelerator, choose_engine, without_host_cpu
 from kvmdbg.machine.claim import Claim
@@ -56,7 +56,7 @@ async def launch_vm(
     """Boot a definition: build its image if need be, start QEMU, open it frozen.
 
     The caller holds ``runtime.name_lock(name)``. Raises LaunchError, ImageError,
-    AcceleratorError; nothing is left behind then.
+    AcceleratorError, OwnerError where one of that name runs already; nothing is left behind then.
     """
     name = options.name or definition.name
     if not _NAME.fullmatch(name):
@@ -65,7 +65,7 @@ async def launch_vm(
         )
     for _, other in runtime.vms():
         if other.name == name:
-            raise LaunchError(f"a VM named {name} runs already (pid {other.pid}): use --name")
+            raise OwnerError(f"a VM named {name} runs already (pid {other.pid}): use --name")
     wanted = options.accel if options.accel != "auto" else definition.accel
     accel = choose_accelerator(wanted)
     engine = choose_engine(options.engine)

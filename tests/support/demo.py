@@ -17,7 +17,7 @@ PROMPT = "demo# "
 RECORD = b"/tmp/workload"
 """The file that the workload opens all the time."""
 
-AT_FDCWD = -100 & 0xFFFFFFFF
+AT_FDCWD = -100 % 2**64
 IF = 1 << 9
 """The interrupt flag in eflags."""
 

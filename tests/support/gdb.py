@@ -142,7 +142,6 @@ async def start_gdb(
     )
     session = Gdb(process)
     try:
-        await session.mi("-gdb-set mi-async on")
         await session.mi("-gdb-set pagination off")
         await session.mi("-gdb-set confirm off")
         if target is not None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -114,10 +115,29 @@ async def type_line(status: VmStatus, line: str) -> None:
     writer.write(line.encode() + b"\n")
     await writer.drain()
     # QEMU drops what it has not passed on to the guest yet when we hang up: the echo says when.
-    assert status.console_log is not None
-    log = Path(status.console_log)
-    async with asyncio.timeout(TIMEOUT):
-        while line not in log.read_text(errors="replace"):
-            await asyncio.sleep(0.05)
+    await wait_printed(status, line)
     writer.close()
     await writer.wait_closed()
+
+
+async def wait_state(status: VmStatus, state: str) -> None:
+    """Wait until QEMU says that the VM is in ``state``."""
+    deadline = time.monotonic() + TIMEOUT
+    while (now := await run_state(status)) != state:
+        assert time.monotonic() < deadline, f"the VM is {now}, not {state}"
+        await asyncio.sleep(0.05)
+
+
+async def wait_printed(status: VmStatus, text: str) -> None:
+    """As Vm.wait_console(), for a VM that may have no owner."""
+    assert status.console_log is not None
+    log = Path(status.console_log)
+    deadline = time.monotonic() + TIMEOUT
+    while text not in log.read_text(errors="replace"):
+        assert time.monotonic() < deadline, f"the guest did not print {text!r}"
+        await asyncio.sleep(0.05)
+
+
+def folders(name: str) -> list[Path]:
+    """Runtime folders of a VM of that name."""
+    return list(RuntimeDir.open().path.glob(f"vms/{name}-*"))

@@ -82,11 +82,14 @@ async def test_a_second_kvmdbg_is_a_client_of_the_first() -> None:
 async def test_two_kvmdbg_at_once_boot_one_vm() -> None:
     name = command.fresh_name()
     arguments = ("--vm", "demo", "--name", name)
-    async with command.foreground(*arguments) as one, command.foreground(*arguments) as other:
-        assert await one.wait_line("connect with: ") == await other.wait_line("connect with: ")
-        done = await command.kvmdbg("--vm", name, "quit")
-        assert done.status == 0, done.err
-        assert [await one.wait_end(), await other.wait_end()] == [0, 0]
+    try:
+        async with command.foreground(*arguments) as one, command.foreground(*arguments) as two:
+            assert await one.wait_line("connect with: ") == await two.wait_line("connect with: ")
+            done = await command.kvmdbg("--vm", name, "quit")
+            assert done.status == 0, done.err
+            assert [await one.wait_end(), await two.wait_end()] == [0, 0]
+    finally:
+        await vms.end(name)
 
 
 async def test_keep_outlives_its_clients() -> None:

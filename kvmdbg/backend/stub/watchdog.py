@@ -23,6 +23,7 @@ RESCUE_TIMEOUT = 15.0
 
 ANSWER_TIMEOUT = 2.0
 MOST_VCPUS = 255
+DYING_TIMEOUT = 1.0
 LOCK_INTERVAL = 2.0
 """Seconds between two looks whether somebody has taken over."""
 
@@ -143,9 +144,18 @@ def take_lock(path: str) -> int | None:
     return fd
 
 
+def wait_lock(path: str) -> int | None:
+    """As :func:`take_lock`, but the kernel is given time to let go for a process that dies: it
+    closes files one by one, and ours may come before the lock."""
+    deadline = time.monotonic() + DYING_TIMEOUT
+    while (held := take_lock(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return held
+
+
 def clean_up(path: str, lock: str, qemu: Qemu) -> bool:
     """Rescue, again and again until it works; False if somebody else has taken over."""
-    held = take_lock(lock)
+    held = wait_lock(lock)
     if held is None:
         return False
     deadline = time.monotonic() + RESCUE_TIMEOUT
