@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from kvmdbg.errors import Busy, KvmdbgError, ListenError, PeerRefused
@@ -22,7 +23,7 @@ from kvmdbg.server.session import Session
 log = logging.getLogger(__name__)
 
 _REFUSAL_TIMEOUT = 5.0
-"""Seconds that a client who is refused has to ask something, so that it can be told why."""
+"""Seconds that a client who is refused has to be told why, and to go."""
 
 
 class RspServer:
@@ -98,17 +99,17 @@ class RspServer:
 
 
 async def _refuse(connection: Connection, reason: str) -> None:
-    """Answer the client's first question with the reason: gdb shows it."""
+    """Answer whatever the client asks with the reason, which gdb shows, until it hangs up.
+
+    If we did, gdb's acknowledgement could fail, and it would report that instead.
+    """
     connection.rsp.negotiated = Negotiated(error_message=True)
     connection.start()
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(_REFUSAL_TIMEOUT):
             while not isinstance(item := await connection.inbox.get(), HangUp):
                 if isinstance(item, Command):
                     connection.send(Error(16, reason))
-                    return
-    except TimeoutError:
-        return
 
 
 def _bind(address: Address) -> socket.socket:

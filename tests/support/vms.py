@@ -120,6 +120,20 @@ async def type_line(status: VmStatus, line: str) -> None:
     await writer.wait_closed()
 
 
+@asynccontextmanager
+async def pending_interrupt(status: VmStatus) -> AsyncIterator[None]:
+    """Press a key on the serial line of a stopped VM: its interrupt is pending from then on."""
+    assert status.console_socket is not None
+    _, writer = await asyncio.open_unix_connection(status.console_socket)
+    writer.write(b"\r")
+    await writer.drain()
+    try:
+        yield
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
 async def wait_state(status: VmStatus, state: str) -> None:
     """Wait until QEMU says that the VM is in ``state``."""
     deadline = time.monotonic() + TIMEOUT

@@ -11,7 +11,7 @@ import pytest
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import X86_64
-from kvmdbg.errors import LaunchError, NotRunning, VmGone
+from kvmdbg.errors import LaunchError, NotRunning, OwnerError, VmGone
 from kvmdbg.machine.define import Definition
 from kvmdbg.machine.find import find_running, list_vms
 from kvmdbg.machine.launch import LaunchOptions, launch_vm, take_over
@@ -81,7 +81,7 @@ async def test_it_is_no_vm_to_others_until_its_facts_are_there(runtime: RuntimeD
 async def test_a_second_one_of_that_name_is_refused(runtime: RuntimeDir) -> None:
     async with launched(runtime, name="twin") as bare:
         with pytest.raises(
-            LaunchError, match=f"named twin runs already .pid {bare.machine.info.pid}"
+            OwnerError, match=f"named twin runs already .pid {bare.machine.info.pid}"
         ):
             async with launched(runtime, name="twin"):
                 pass
