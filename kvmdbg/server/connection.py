@@ -30,7 +30,7 @@ Item = Command | InterruptRequest | VmEvent | HangUp
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection. Nothing is read from it before :meth:`start`.
+    """One client's connection. What it sends before :meth:`start` is not looked at.
 
     ``serve`` is run in a task of its own for as long as it wants the connection.
     """
@@ -38,6 +38,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, serve: Callable[[Connection], Coroutine[None, None, None]]) -> None:
         self._serve = serve
         self._transport: asyncio.Transport
+        self._early: bytearray | None = bytearray()
+        """What came before :meth:`start`; None from then on. Pausing is not enough: CPython 3.11.2,
+        which Debian 12 has, begins to read after ``connection_made`` whatever that asked for."""
         self._task: asyncio.Task[None]
         self.rsp = ServerSession(PACKET_SIZE)
         self.inbox: asyncio.Queue[Item] = asyncio.Queue()
@@ -60,11 +63,19 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to take what the client sends."""
+        early, self._early = self._early, None
         self._transport.resume_reading()
+        if early:
+            self.data_received(bytes(early))
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
+        if self._early is not None:
+            self._early += data
+            if len(self._early) > PACKET_SIZE:
+                self.close()  # nobody who may connect says so much unasked
+            return
         self._receive(data)
         if acknowledgements := self.rsp.data_to_send():
             self._transport.write(acknowledgements)

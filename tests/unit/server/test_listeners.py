@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from kvmdbg.errors import ListenError, PeerRefused
+from kvmdbg.rsp.server.commands import Command
 from kvmdbg.server import RspServer
+from kvmdbg.server.connection import Connection
 from kvmdbg.server.peers import admit, require_same_uid
 from tests.support.rsp_peer import RspPeer
 
@@ -65,6 +67,60 @@ async def test_tcp_refuses_another_user_without_a_word(server: RspServer, host: 
     assert await ask_as_stranger("AF_INET", "127.0.0.1", str(port_of(address))) == "b''\n"
     assert host.joined == []
     assert host.notices == [f"a client was refused: it is user {NOBODY}'s, and the VM is user 0's"]
+
+
+class RecordingTransport(asyncio.Transport):
+    """Records what is written; pays no attention to pauses, as CPython 3.11.2's does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_bytes_that_arrive_before_admission_wait_for_it() -> None:
+    admitted = asyncio.Event()
+
+    async def serve(connection: Connection) -> None:
+        await admitted.wait()
+        connection.start()
+        assert isinstance(await connection.inbox.get(), Command)
+
+    transport = RecordingTransport()
+    connection = Connection(serve)
+    connection.connection_made(transport)
+    connection.data_received(b"$?#")
+    connection.data_received(b"3f")
+    await asyncio.sleep(0.02)
+    assert transport.written == b""
+    admitted.set()
+    await asyncio.sleep(0.02)
+    assert transport.written == b"+"
+
+
+async def test_a_flood_before_admission_is_cut_off() -> None:
+    async def serve(connection: Connection) -> None:
+        await asyncio.sleep(60)
+
+    transport = RecordingTransport()
+    connection = Connection(serve)
+    connection.connection_made(transport)
+    for _ in range(100):
+        connection.data_received(b"x" * 4096)
+    assert transport.closed
+    assert transport.written == b""
 
 
 @needs_root
