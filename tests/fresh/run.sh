@@ -38,7 +38,7 @@ done
 
 repository=$(cd "$(dirname "$0")/../.." && pwd)
 
-# The mount namespace ends with the inner run, so nothing that was mounted is there when we delete.
+# The namespaces end with the inner run: nothing stays mounted when we delete, and nothing runs on.
 outer() {
     [ "$(id -u)" = 0 ] || die "making a system takes root: run it with sudo"
     command -v debootstrap >/dev/null || die "debootstrap is missing: apt-get install debootstrap"
@@ -57,7 +57,7 @@ outer() {
     ! $worktree || options+=(--worktree)
 
     local status=0
-    unshare --mount --propagation private "$0" "${options[@]}" || status=$?
+    unshare --mount --pid --fork --kill-child --mount-proc --propagation private "$0" "${options[@]}" || status=$?
     if $keep; then
         echo "kept: $dir"
     else
