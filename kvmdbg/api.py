@@ -75,15 +75,9 @@ async def open(
     )
     client = await open_owner(name, options, progress or SilentProgress(), kind="api")
     try:
-        vm = Vm(client, await client.status())
-        yield vm
-    except asyncio.CancelledError:
-        await client.close()
-        raise
-    else:
-        await client.bye()
+        yield Vm(client, await client.status())
     finally:
-        await client.close()
+        await client.bye()  # whatever was raised in the block: the client has not crashed
 
 
 class Vm:
@@ -184,7 +178,7 @@ class Vm:
         async with await self.breakpoint(where, hardware=True) as bp:
             return await bp.wait_hit(timeout)
 
-    async def wait_console(self, text: str, timeout: float = 60.0) -> str:
+    async def wait_console(self, text: str, timeout: float = 30.0) -> str:
         """Wait until the guest has printed ``text`` on its serial line; return all it printed."""
         if self.status.console_log is None:
             raise Unsupported(f"the console of {self.name} is not logged: kvmdbg did not boot it")

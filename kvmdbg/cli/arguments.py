@@ -72,8 +72,12 @@ def _add_client_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_vm_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
-    group.add_argument("--engine", choices=("auto", "agent", "stub"), default="auto")
+    group.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="what runs the guest"
+    )
+    group.add_argument(
+        "--engine", choices=("auto", "agent", "stub"), default="auto", help="what debugs it"
+    )
     group.add_argument("--run", action="store_true", help="let a booted VM run at once")
     group.add_argument("--keep", action="store_true", help="let the VM outlive its clients")
     group.add_argument("--name", metavar="NAME", help="run a definition under another name")

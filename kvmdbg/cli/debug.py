@@ -59,7 +59,7 @@ async def debug(arguments: argparse.Namespace) -> int:
         client.subscribe(lambda event: _tell(event, ended))
     try:
         status = await client.status()
-        _introduce(status)
+        _introduce(status, client.started)
         if arguments.gdb:
             result = await run_gdb(status, arguments.gdb_args)
         else:
@@ -69,8 +69,8 @@ async def debug(arguments: argparse.Namespace) -> int:
     return result
 
 
-def _introduce(status: VmStatus) -> None:
-    for text in status.notices:
+def _introduce(status: VmStatus, started: bool) -> None:
+    for text in status.notices if started else ():
         say(text)
     state = "stopped" if status.stop else "running"
     if status.run_state == "prelaunch":

@@ -98,6 +98,7 @@ def _start_rich() -> RichProgress:
         progress.TimeElapsedColumn(),
         progress.TextColumn("{task.fields[size]}"),
         console=Console(stderr=True),
+        transient=True,
     )
     rich.start()
     return rich

@@ -44,6 +44,8 @@ class OwnerClient:
         self._gone: Gone | None = None
         self._pump = asyncio.create_task(self._read_messages(), name="owner-client")
         self.id = ""
+        self.started = False
+        """True if this client started the owner."""
 
     @classmethod
     async def connect(cls, path: Path, *, role: Role = Role.USER, kind: str) -> OwnerClient:

@@ -139,4 +139,6 @@ async def _start(
             log = runtime.owner(found.process).log
     request = StartRequest(what, keep=options.keep, run=options.run)
     control: Path = await start_owner(request, log, progress)
-    return await OwnerClient.connect(control, role=role, kind=kind)
+    client = await OwnerClient.connect(control, role=role, kind=kind)
+    client.started = True
+    return client

@@ -124,6 +124,7 @@ class Owner:
     async def kill(self) -> None:
         """gdb said ``kill``: end the VM, or leave it, as its definition says."""
         if self.machine.info.on_kill == "quit":
+            self.vm.notice("gdb killed the VM")
             await self.vm.quit()
 
     async def listen(self, address: str) -> str:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import kvmdbg
 from kvmdbg.images import builtin_dir
 from tests.support import command, demo, vms
 from tests.support.terminal import on_terminal
@@ -93,6 +94,9 @@ async def test_on_a_terminal_the_prompt_follows() -> None:
         await terminal.wait_for(b"(y or n) ")
         terminal.type(b"y\ncontinue\n")
         await terminal.wait_for(b"Continuing.")
+        # gdb says so before it does it, and drops a Ctrl-C that comes between.
+        async with kvmdbg.open("demo", instance=name) as vm:
+            await vms.wait_state(vm.status, "running")
         terminal.type(b"\x03")
         await terminal.wait_for(b"SIGINT")
         terminal.type(b"detach\n")
