@@ -61,6 +61,31 @@ class AcceleratorError(KvmdbgError):
     """The accelerator or engine that was asked for cannot be used."""
 
 
+class KvmError(KvmdbgError):
+    """Base of what KVM on this host refuses."""
+
+
+class KvmUnavailable(KvmError):
+    """/dev/kvm is missing, closed to us, or no KVM."""
+
+
+class KvmUnsupported(KvmError):
+    """This host's KVM lacks a capability."""
+
+
+class IoctlError(KvmError):
+    """An ioctl of KVM failed; the text names it, its vCPU and errno."""
+
+    def __init__(
+        self, text: str, *, ioctl: str = "", vcpu: int | None = None, errno: int = 0
+    ) -> None:
+        super().__init__(text)
+        self.ioctl = ioctl
+        self.vcpu = vcpu
+        """None for an ioctl of /dev/kvm or of a VM."""
+        self.errno = errno
+
+
 class RuntimeDirError(KvmdbgError):
     """The private runtime folder cannot be made or is not private."""
 
