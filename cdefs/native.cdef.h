@@ -10,9 +10,6 @@ void hex_encode(const unsigned char *data, size_t length, char *digits);
 // Reads 2 * length hex digits of either case. Returns 0, or -1 at the first character that is not one.
 int hex_decode(const char *digits, size_t length, unsigned char *data);
 
-// ioctl(KVM_GET_API_VERSION) on an open /dev/kvm. Returns the version or -errno.
-int kvm_get_api_version(int fd);
-
 // process_vm_readv(2) of `length` bytes at `address` (an HVA) of process `pid`. Returns the number of
 // bytes read, which is short where the range runs into an unmapped page, or -errno.
 ptrdiff_t read_process_memory(int pid, unsigned long long address, void *buffer, size_t length);

@@ -43,6 +43,8 @@ def build_parser() -> Parser:
     _add_vm_options(parser.add_argument_group("how to run it"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     commands.add_parser("ls", help="show running and defined VMs")
+    doctor = commands.add_parser("doctor", help="show what this host's KVM and QEMU really do")
+    doctor.add_argument("--json", action="store_true", help="print the whole report as JSON")
     images = commands.add_parser("images", help="build VM images, or show what there is")
     images.add_argument("image", nargs="?", metavar="NAME", help="build this one")
     commands.add_parser("console", help="with --vm: the guest's serial line; Ctrl-] detaches")

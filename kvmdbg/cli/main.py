@@ -42,6 +42,10 @@ def _run(argv: list[str]) -> int:
             from kvmdbg.cli import ls
 
             return ls.run()
+        case "doctor":
+            from kvmdbg.cli import doctor
+
+            return doctor.run(as_json=arguments.json)
         case "images":
             from kvmdbg.cli import images
 

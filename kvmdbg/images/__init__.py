@@ -8,7 +8,7 @@ and hands out the files of the result, its *artefacts*.
 from pathlib import Path
 
 from kvmdbg.images.recipe import Recipe, load_recipe
-from kvmdbg.images.store import Image, ImageStore
+from kvmdbg.images.store import Image, ImageStore, user_cache
 
 __all__ = [
     "Image",
@@ -16,6 +16,7 @@ __all__ = [
     "Recipe",
     "builtin_dir",
     "load_recipe",
+    "user_cache",
 ]
 
 

@@ -64,14 +64,17 @@ class Image:
         return self.folder / name
 
 
+def user_cache() -> Path:
+    """``$KVMDBG_CACHE``, else the user's cache folder for kvmdbg."""
+    override = os.environ.get("KVMDBG_CACHE")
+    return Path(override) if override else platformdirs.user_cache_path("kvmdbg")
+
+
 class ImageStore:
-    """Images below *cache_dir*; by default ``$KVMDBG_CACHE``, else the user's cache folder."""
+    """Images below *cache_dir*; by default :func:`user_cache`."""
 
     def __init__(self, cache_dir: Path | None = None) -> None:
-        if cache_dir is None:
-            override = os.environ.get("KVMDBG_CACHE")
-            cache_dir = Path(override) if override else platformdirs.user_cache_path("kvmdbg")
-        self.cache_dir = cache_dir.absolute()
+        self.cache_dir = (cache_dir or user_cache()).absolute()
 
     def find(self, recipe: Recipe, *, verify: bool = False) -> Image | None:
         """The image of a recipe when it is cached and sound; builds nothing.

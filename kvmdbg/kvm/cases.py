@@ -7,7 +7,7 @@ fresh guest, and a few of our own: ring 3, the resume flag, instructions that KV
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvmdbg.kvm import exits
 from kvmdbg.kvm.debug import (
@@ -19,9 +19,19 @@ from kvmdbg.kvm.debug import (
     HardwareBreakpoint,
 )
 from kvmdbg.kvm.exits import Debug, Exit, Io
-from kvmdbg.kvm.guest import CODE, DATA, DONE_PORT, RF, VECTOR_PORT, Guest, Mode, load
+from kvmdbg.kvm.guest import (
+    CODE,
+    DATA,
+    DONE_PORT,
+    RF,
+    VECTOR_PORT,
+    Guest,
+    Mode,
+    handled_vector,
+    load,
+)
 from kvmdbg.kvm.listing import read_listing
-from kvmdbg.kvm.registers import set_msrs
+from kvmdbg.kvm.registers import get_regs, set_msrs, set_regs
 from kvmdbg.kvm.transport import Transport
 
 PASS = "pass"
@@ -71,11 +81,10 @@ LONG_CODE = read_listing(
         e6 {DONE_PORT:x}        | out %al, ${DONE_PORT:#x}
     irq:
         fb                      | sti
-    loop:
         b9 40 42 0f 00          | mov $1000000, %ecx
-    again:
+    loop:
         ff c9                   | dec %ecx
-        75 fc                   | jnz again
+        75 fc                   | jnz loop
         e6 {DONE_PORT:x}        | out %al, ${DONE_PORT:#x}
     rdtsc:
         0f 31                   | rdtsc
@@ -98,10 +107,14 @@ REAL = Guest(Mode.REAL, REAL_CODE)
 
 @dataclass(frozen=True)
 class Step:
-    """Tell KVM ``arm``, let the guest run, and see ``exit``; of Io, only the port counts."""
+    """Tell KVM ``arm``, let the guest run, and see ``exit``; of Io, only the port counts.
+
+    ``resume`` sets RFLAGS.RF first: the instruction at hand must not hit again.
+    """
 
     arm: GuestDebug
     exit: Exit
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,17 +125,19 @@ class Case:
     guest: Guest
     entry: str
     steps: tuple[Step, ...]
-    rflags: int = 0
     irq_pending: bool = field(default=False, kw_only=True)
     """Whether interrupt IRQ_VECTOR waits for the guest to enable interrupts."""
 
     def run(self, vm: Transport, supported: Control) -> str:
         """PASS, or what happened instead. Raises IoctlError and KvmUnsupported."""
-        load(vm, self.guest, self.entry, self.rflags)
+        load(vm, self.guest, self.entry)
         if self.irq_pending:
             _send_interrupt(vm)
         for at, step in enumerate(self.steps, start=1):
             vm.call(step.arm.ioctl(supported))
+            if step.resume:
+                regs = vm.call(get_regs())
+                vm.call(set_regs(replace(regs, rflags=regs.rflags | RF)))
             found = _describe(self.guest, vm.run())
             if found != _describe(self.guest, step.exit):
                 where = f"step {at}: " if len(self.steps) > 1 else ""
@@ -149,7 +164,9 @@ def _describe(guest: Guest, exit: Exit) -> str:
             return f"the guest got vector {data[0]}"
         case Debug(exception=exception, pc=pc, dr6=dr6):
             status = f" with dr6 {dr6:#x}" if exception == DB_VECTOR else ""
-            return f"debug exit {exception} at {guest.code.at(pc)}{status}"
+            vector = handled_vector(pc)
+            place = guest.code.at(pc) if vector is None else f"the handler of vector {vector}"
+            return f"debug exit {exception} at {place}{status}"
         case exits.InternalError(suberror=suberror):
             return f"KVM internal error {suberror}"
         case exits.Interrupted():
@@ -202,6 +219,10 @@ def _for_registers(
 
 
 _INT3 = (Step(_SOFTWARE, Debug(BP_VECTOR, _at("sw_bp"))),)
+_RESUME = (
+    Step(_execute(0), _hit(0, "hw_bp")),
+    Step(_execute(0), _DONE, resume=True),
+)
 _STEPS = ("after_sti", "after_xor", "after_cpuid", "after_mov", "after_wrmsr", "after_cli")
 
 CASES: tuple[Case, ...] = (
@@ -243,7 +264,7 @@ CASES: tuple[Case, ...] = (
         "hw_bp",
         (Step(_execute(0), _hit(0, "hw_bp")), Step(_OFF, _DONE)),
     ),
-    Case("kernel-resume-flag", KERNEL, "hw_bp", (Step(_execute(0), _DONE),), RF),
+    Case("kernel-resume-flag", KERNEL, "hw_bp", _RESUME),
     Case("kernel-cmpxchg16b", KERNEL, "cmpxchg16b", (Step(_OFF, _DONE),)),
     Case("user-off", USER, "hw_bp", (Step(_OFF, _DONE),)),
     Case("user-int3", USER, "sw_bp", _INT3),
@@ -255,6 +276,6 @@ CASES: tuple[Case, ...] = (
         "user_steps",
         (Step(_STEP, _stepped("user_after_xor")), Step(_STEP, _stepped("user_after_cpuid"))),
     ),
-    Case("user-resume-flag", USER, "hw_bp", (Step(_execute(0), _DONE),), RF),
+    Case("user-resume-flag", USER, "hw_bp", _RESUME),
     Case("user-cmpxchg16b", USER, "cmpxchg16b", (Step(_OFF, _DONE),)),
 )

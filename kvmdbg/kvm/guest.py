@@ -83,7 +83,7 @@ def create_vm(kvm: LocalKvm) -> LocalVm:
     return vm
 
 
-def load(vm: Transport, guest: Guest, entry: str, rflags: int = 0) -> None:
+def load(vm: Transport, guest: Guest, entry: str, *, rcx: int = 0) -> None:
     """Put the guest into memory and its vCPU 0 in front of label ``entry``. Raises IoctlError."""
     vm.finish()
     vm.write(CODE, guest.code.data)
@@ -94,11 +94,10 @@ def load(vm: Transport, guest: Guest, entry: str, rflags: int = 0) -> None:
         for gpa, data in _long_mode_tables():
             vm.write(gpa, data)
         sregs = _long_mode(sregs, user=guest.mode is Mode.USER)
-        # Ring 3 has to report, too.
-        rflags |= IOPL_3 if guest.mode is Mode.USER else 0
     vm.call(set_sregs(sregs))
-    start = guest.code.symbols[entry]
-    vm.call(set_regs(Regs(rip=start, rsp=_STACK, rflags=RFLAGS_FIXED | rflags)))
+    # Ring 3 has to reach the ports, too.
+    rflags = RFLAGS_FIXED | (IOPL_3 if guest.mode is Mode.USER else 0)
+    vm.call(set_regs(Regs(rip=guest.code.symbols[entry], rsp=_STACK, rcx=rcx, rflags=rflags)))
 
 
 def _long_mode(sregs: Sregs, user: bool) -> Sregs:
@@ -157,6 +156,12 @@ def _gate(vector: int) -> bytes:
     """An interrupt gate that ring 3 may use as well (it says int3)."""
     handler = _HANDLERS + 8 * vector
     return struct.pack("<HHHHQ", handler & 0xFFFF, _KERNEL_CS, 0xEE00, handler >> 16, 0)
+
+
+def handled_vector(address: int) -> int | None:
+    """The vector in whose handler an address lies."""
+    offset = address - _HANDLERS
+    return offset >> 3 if 0 <= offset < 8 * 256 else None
 
 
 def _handler(vector: int) -> bytes:

@@ -30,7 +30,8 @@ class Ioctl(Generic[T_co]):
     """One ioctl, ready to be executed by any transport.
 
     ``argument`` is the integer itself (31 bits, as Python's fcntl takes it), or the bytes of the
-    struct whose address KVM gets and which it may change. ``decode`` turns ioctl(2)'s return value and those bytes into the answer.
+    struct whose address KVM gets and which it may change. ``decode`` turns ioctl(2)'s return
+    value and those bytes into the answer.
     """
 
     name: str

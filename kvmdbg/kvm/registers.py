@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvmdbg.kvm._abi import ffi
-from kvmdbg.kvm.ioctl import Ioctl, Scope, getter, setter
+from kvmdbg.kvm.ioctl import Ioctl, Scope, command, getter, setter
 from kvmdbg.kvm.struct import Struct, decode_fields
 
 
@@ -248,6 +248,11 @@ def translate(gva: int) -> Ioctl[Translation]:
         Translation(gva).encode(),
         lambda result, data: Translation.decode(data),
     )
+
+
+def get_tsc_khz() -> Ioctl[int]:
+    """Frequency of the vCPU's TSC, in kHz."""
+    return command("KVM_GET_TSC_KHZ", Scope.VCPU)
 
 
 def get_msrs(indices: Iterable[int]) -> Ioctl[dict[int, int]]:

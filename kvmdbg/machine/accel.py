@@ -1,19 +1,16 @@
 """Which accelerator runs a VM, and which engine debugs it.
 
-Real KVM can stop a guest in ways that differ between hosts, so ``auto`` takes KVM only where that
-has been verified; nothing verifies it yet, so it is TCG everywhere.
+KVMs differ in how well they stop a guest, so ``auto`` would take KVM only where doctor has seen it
+work. There is no engine for it yet, so it is TCG everywhere, for one of two reasons.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from kvmdbg.errors import AcceleratorError
-
-KVM_DEVICE = Path("/dev/kvm")
+from kvmdbg.machine.verdict import Verdict, kvm_verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +21,21 @@ class Choice:
     reason: str
 
 
-def choose_accelerator(wanted: str) -> Choice:
-    """``auto``, ``kvm`` or ``tcg`` to what is used. Raises AcceleratorError."""
+def choose_accelerator(wanted: str, ask_doctor: Callable[[], Verdict] = kvm_verdict) -> Choice:
+    """``auto``, ``kvm`` or ``tcg`` to what is used; ``auto`` may take half a second.
+
+    Raises AcceleratorError.
+    """
     if wanted == "kvm":
         raise AcceleratorError(
             "kvmdbg cannot debug under KVM yet: use --accel tcg, or auto, which picks it"
         )
     if wanted == "tcg":
         return Choice("tcg", "asked for")
-    return Choice("tcg", _why_not_kvm())
-
-
-def _why_not_kvm() -> str:
-    if not KVM_DEVICE.exists():
-        return f"there is no {KVM_DEVICE}"
-    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
-        return f"{KVM_DEVICE} exists, but we may not open it"
-    return f"{KVM_DEVICE} exists, but kvmdbg cannot verify yet that it debugs correctly"
+    verdict = ask_doctor()
+    if verdict.kvm:
+        return Choice("tcg", f"{verdict.reason}, but this version has no engine for it yet")
+    return Choice("tcg", verdict.reason)
 
 
 def choose_engine(wanted: str) -> Choice:

@@ -3,9 +3,7 @@
 #include "native.h"
 
 #include <errno.h>
-#include <linux/kvm.h>
 #include <stdint.h>
-#include <sys/ioctl.h>
 #include <sys/uio.h>
 
 unsigned char rsp_checksum(const unsigned char *data, size_t length)
@@ -49,13 +47,6 @@ int hex_decode(const char *digits, size_t length, unsigned char *data)
         data[i] = (unsigned char)(high << 4 | low);
     }
     return 0;
-}
-
-int kvm_get_api_version(int fd)
-{
-    int version = ioctl(fd, KVM_GET_API_VERSION, 0);
-
-    return version < 0 ? -errno : version;
 }
 
 ptrdiff_t read_process_memory(int pid, unsigned long long address, void *buffer, size_t length)

@@ -76,11 +76,3 @@ def test_read_process_memory_returns_minus_errno() -> None:
     target = bytearray(16)
     assert lib.read_process_memory(os.getpid(), 0, ffi.from_buffer(target), 16) == -errno.EFAULT
     assert lib.read_process_memory(2**30, 0, ffi.from_buffer(target), 16) == -errno.ESRCH
-
-
-def test_kvm_api_version() -> None:
-    with open(os.devnull, "rb") as not_kvm:
-        assert lib.kvm_get_api_version(not_kvm.fileno()) == -errno.ENOTTY
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        with open("/dev/kvm", "rb") as kvm:
-            assert lib.kvm_get_api_version(kvm.fileno()) == 12

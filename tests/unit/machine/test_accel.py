@@ -1,25 +1,38 @@
 """The choice of accelerator and engine."""
 
-from pathlib import Path
-
 import pytest
 
 from kvmdbg.errors import AcceleratorError
-from kvmdbg.machine import accel
 from kvmdbg.machine.accel import choose_accelerator, choose_engine, without_host_cpu
+from kvmdbg.machine.verdict import Verdict
 
 
-def test_auto_is_tcg_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(accel, "KVM_DEVICE", tmp_path / "kvm")
-    choice = choose_accelerator("auto")
-    assert (choice.name, choice.reason) == ("tcg", f"there is no {tmp_path}/kvm")
-    (tmp_path / "kvm").touch()
-    assert "cannot verify yet" in choose_accelerator("auto").reason
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [
+        (Verdict(False, "there is no /dev/kvm"), "there is no /dev/kvm"),
+        (
+            Verdict(True, "KVM here (AMD SVM) stops guests where it should"),
+            "KVM here (AMD SVM) stops guests where it should, "
+            "but this version has no engine for it yet",
+        ),
+    ],
+)
+def test_auto_is_tcg_and_says_why(verdict: Verdict, reason: str) -> None:
+    choice = choose_accelerator("auto", lambda: verdict)
+    assert (choice.name, choice.reason) == ("tcg", reason)
+
+
+def test_doctor_is_asked_only_where_it_matters() -> None:
+    def never() -> Verdict:
+        raise AssertionError
+
+    assert choose_accelerator("tcg", never).name == "tcg"
+    with pytest.raises(AcceleratorError, match="--accel tcg"):
+        choose_accelerator("kvm", never)
 
 
 def test_what_does_not_exist_yet_is_refused() -> None:
-    with pytest.raises(AcceleratorError, match="--accel tcg"):
-        choose_accelerator("kvm")
     with pytest.raises(AcceleratorError, match="--engine stub"):
         choose_engine("agent")
     assert choose_engine("auto").name == "stub"

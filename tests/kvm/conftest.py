@@ -1,0 +1,72 @@
+"""A transport to try KVM on, and what is expected of the KVM that is here.
+
+The outcomes that a kind of KVM is known for are in ``matrices/KIND.toml``: pvm, or whatever
+``KVMDBG_KVM_MATRIX`` names (a lab has its own). Where there is no such file, every case must pass.
+"""
+
+import os
+import signal
+import threading
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.kvm.cases import CASES, PASS
+from kvmdbg.kvm.guest import create_vm
+from kvmdbg.kvm.local import KVM_DEVICE, LocalKvm
+from kvmdbg.kvm.transport import Transport
+from kvmdbg.machine.hostfacts import collect, device_facts
+
+MATRICES = Path(__file__).parent / "matrices"
+GUEST_LIMIT = 5.0  # seconds
+
+
+@pytest.fixture(scope="session")
+def kvm() -> Iterator[LocalKvm]:
+    """/dev/kvm. Where it cannot be opened nothing here can run, and the report says why."""
+    trouble = device_facts(KVM_DEVICE).trouble
+    if trouble is not None:
+        pytest.skip(trouble)
+    with LocalKvm() as kvm:
+        yield kvm
+
+
+@pytest.fixture(params=["local"])
+def vm(request: pytest.FixtureRequest, kvm: LocalKvm) -> Iterator[Transport]:
+    """A fresh VM on each transport that there is."""
+    assert request.param == "local"
+    with create_vm(kvm) as vm, coming_back():
+        yield vm
+
+
+@contextmanager
+def coming_back() -> Iterator[None]:
+    """Guests that run on are interrupted, again and again, until the block ends."""
+    thread = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not over.wait(GUEST_LIMIT):
+            signal.pthread_kill(thread, signal.SIGUSR1)
+
+    watchdog = threading.Thread(target=interrupt)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watchdog.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture(scope="session")
+def matrix() -> dict[str, str]:
+    """Case → the outcome that this kind of KVM is known for."""
+    name = os.environ.get("KVMDBG_KVM_MATRIX") or collect().flavour
+    path = MATRICES / f"{name}.toml"
+    known = tomllib.loads(path.read_text()) if path.exists() else {}
+    return dict.fromkeys((case.name for case in CASES), PASS) | known
