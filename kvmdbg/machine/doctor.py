@@ -225,7 +225,7 @@ def _tsc(results: Results) -> Finding:
         "tsc",
         "TSC over a pause",
         "note",
-        f"runs on: {cycles / 1e6:.1f} million cycles in {pause * 1000:g} ms",
+        f"runs on: {cycles / 1e6:.1f} million cycles in {pause * 1000:.1f} ms",
         "a guest whose clocksource is tsc sees the time that it was stopped",
     )
 
