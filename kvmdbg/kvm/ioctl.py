@@ -38,6 +38,9 @@ class Ioctl(Generic[T_co]):
     scope: Scope
     argument: int | bytes
     decode: Callable[[int, bytes], T_co]
+    pointee: bytes | None = None
+    """For ``struct kvm_one_reg``, whose last 8 bytes are an address: what that points to, and what
+    ``decode`` then gets."""
 
     @property
     def number(self) -> int:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+import sys
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -73,8 +74,8 @@ class LocalVm:
         self._memory = mmap.mmap(-1, memory)
         self._vcpus: list[tuple[int, mmap.mmap]] = []
         self._fd = kvm.call(create_vm())
-        hva = int(ffi.cast("uintptr_t", ffi.from_buffer(self._memory)))
-        self.call(set_user_memory_region(MemoryRegion(0, 0, 0, memory, hva)))
+        region = MemoryRegion(0, 0, 0, memory, _address(self._memory))
+        self.call(set_user_memory_region(region))
 
     def add_vcpu(self) -> int:
         """One more vCPU; its index. Raises IoctlError."""
@@ -146,7 +147,16 @@ def execute(fd: int, ioctl: Ioctl[T], vcpu: int = 0) -> T:
         if isinstance(argument, int):
             return ioctl.decode(fcntl.ioctl(fd, ioctl.number, argument), b"")
         buffer = bytearray(argument)
+        answer = buffer
+        if ioctl.pointee is not None:
+            answer = bytearray(ioctl.pointee)
+            buffer[-8:] = _address(answer).to_bytes(8, sys.byteorder)
         result = fcntl.ioctl(fd, ioctl.number, buffer, True)
     except OSError as error:
         raise ioctl.failed(error.errno or 0, vcpu) from error
-    return ioctl.decode(result, bytes(buffer))
+    return ioctl.decode(result, bytes(answer))
+
+
+def _address(buffer: bytearray | mmap.mmap) -> int:
+    """HVA; it holds as long as the buffer lives and keeps its size."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))

@@ -1,4 +1,4 @@
-"""What the cases of :mod:`kvmdbg.kvm.cases` mean to somebody who wants to debug."""
+"""What the cases of :mod:`kvmdbg.kvm.x86.cases` mean to somebody who wants to debug."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ class Check:
     """What helps, where that is not another host."""
 
 
+def checks_for(flavour: str | None) -> tuple[Check, ...]:
+    """Those that a kind of KVM (a key of hostfacts.FLAVOURS) is measured by."""
+    return ARM64_CHECKS if flavour == "arm64" else X86_CHECKS
+
+
 def _registers(prefix: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}-dr{index}" for index in range(4))
+    """The cases for each of four debug registers."""
+    return tuple(f"{prefix}{index}" for index in range(4))
 
 
-CHECKS = (
+X86_CHECKS = (
     Check(
         "guests",
         "tiny guests",
@@ -49,14 +55,14 @@ CHECKS = (
     Check(
         "execute",
         "DR0-3 execute in ring 0",
-        _registers("kernel-execute"),
+        _registers("kernel-execute-dr"),
         "hbreak does not work in the kernel",
         needed="stop at hardware breakpoints",
     ),
     Check(
         "write",
         "DR0-3 write in ring 0",
-        _registers("kernel-write"),
+        _registers("kernel-write-dr"),
         "watch does not work in the kernel",
         needed="stop at data watchpoints",
     ),
@@ -99,13 +105,13 @@ CHECKS = (
     Check(
         "user-execute",
         "DR0-3 execute in ring 3",
-        _registers("user-execute"),
+        _registers("user-execute-dr"),
         "hbreak does not work in user code",
     ),
     Check(
         "user-write",
         "DR0-3 write in ring 3",
-        _registers("user-write"),
+        _registers("user-write-dr"),
         "what user code writes is not watched",
     ),
     Check(
@@ -114,5 +120,73 @@ CHECKS = (
         ("kernel-cmpxchg16b", "user-cmpxchg16b"),
         "a guest that uses it dies of it",
         fix="do not offer it to guests: -cpu …,-cx16",
+    ),
+)
+
+ARM64_CHECKS = (
+    Check(
+        "guests",
+        "tiny guests",
+        ("kernel-off", "user-off"),
+        "VMs cannot be expected to run",
+        needed="run tiny guests",
+    ),
+    Check(
+        "brk",
+        "BRK at EL1",
+        ("kernel-brk",),
+        "a software breakpoint in the kernel kills the guest or goes unseen",
+        needed="intercept BRK",
+    ),
+    Check(
+        "step",
+        "single step at EL1",
+        ("kernel-step",),
+        "stepi and next do not work in the kernel",
+        needed="single-step",
+    ),
+    Check(
+        "execute",
+        "hardware breakpoints at EL1",
+        _registers("kernel-execute-"),
+        "hbreak does not work in the kernel",
+        needed="stop at hardware breakpoints",
+    ),
+    Check(
+        "write",
+        "write watchpoints at EL1",
+        _registers("kernel-write-"),
+        "watch does not work in the kernel",
+        needed="stop at data watchpoints",
+    ),
+    Check(
+        "disarm",
+        "debugging switched off",
+        ("kernel-disarmed",),
+        "a guest that is no longer debugged may still stop",
+    ),
+    Check(
+        "user-brk",
+        "BRK at EL0",
+        ("user-brk",),
+        "a software breakpoint in user code is the guest's own trap",
+    ),
+    Check(
+        "user-step",
+        "single step at EL0",
+        ("user-step",),
+        "stepi and next do not work in user code",
+    ),
+    Check(
+        "user-execute",
+        "hardware breakpoints at EL0",
+        _registers("user-execute-"),
+        "hbreak does not work in user code",
+    ),
+    Check(
+        "user-write",
+        "write watchpoints at EL0",
+        _registers("user-write-"),
+        "what user code writes is not watched",
     ),
 )

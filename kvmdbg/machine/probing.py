@@ -20,7 +20,8 @@ import msgspec
 
 from kvmdbg.errors import KvmError
 from kvmdbg.kvm.local import KVM_DEVICE, LocalKvm
-from kvmdbg.kvm.probes import PROBES, Prober, Results
+from kvmdbg.kvm.probes import PROBES, Prober
+from kvmdbg.kvm.suite import Results
 
 GUEST_LIMIT = 1.0
 """Seconds until a guest is told to come back."""

@@ -1,7 +1,8 @@
 """A transport to try KVM on, and what is expected of the KVM that is here.
 
-The outcomes that a kind of KVM is known for are in ``matrices/KIND.toml``: pvm, or lab-x86_64 where
-``KVMDBG_LAB`` says that we are in the lab. Where there is no such file, every case must pass.
+The outcomes that a kind of KVM is known for are in ``matrices/KIND.toml``: pvm; or lab-x86_64 and
+lab-aarch64, where ``KVMDBG_LAB`` says that we are in the lab. Where there is no such file, every
+case must pass.
 """
 
 import os
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmdbg.kvm.cases import CASES, PASS
-from kvmdbg.kvm.guest import create_vm
 from kvmdbg.kvm.local import KVM_DEVICE, LocalKvm
+from kvmdbg.kvm.probes import SUITE
+from kvmdbg.kvm.suite import PASS
 from kvmdbg.kvm.transport import Transport
 from kvmdbg.machine.hostfacts import collect, device_facts
 
@@ -39,7 +40,7 @@ def kvm() -> Iterator[LocalKvm]:
 def vm(request: pytest.FixtureRequest, kvm: LocalKvm) -> Iterator[Transport]:
     """A fresh VM on each transport that there is."""
     assert request.param == "local"
-    with create_vm(kvm) as vm, coming_back():
+    with SUITE.create_vm(kvm) as vm, coming_back():
         yield vm
 
 
@@ -71,4 +72,4 @@ def matrix() -> dict[str, str]:
     name = f"lab-{platform.machine()}" if in_lab else collect().flavour
     path = MATRICES / f"{name}.toml"
     known = tomllib.loads(path.read_text()) if path.exists() else {}
-    return dict.fromkeys((case.name for case in CASES), PASS) | known
+    return dict.fromkeys((case.name for case in SUITE.cases), PASS) | known

@@ -2,18 +2,22 @@
 
 import errno
 import os
+import platform
 from dataclasses import replace
 
 import pytest
 
 from kvmdbg.errors import IoctlError, KvmUnavailable, MemoryFault
-from kvmdbg.kvm import registers
-from kvmdbg.kvm.cases import KERNEL, USER
 from kvmdbg.kvm.exits import Io
-from kvmdbg.kvm.guest import DATA, DONE_PORT, MEMORY, load
 from kvmdbg.kvm.local import LocalKvm, LocalVm
 from kvmdbg.kvm.system import API_VERSION, check_extension, get_api_version
 from kvmdbg.kvm.transport import Transport
+from kvmdbg.kvm.x86 import registers
+from kvmdbg.kvm.x86.cases import KERNEL, USER
+from kvmdbg.kvm.x86.guest import DATA, DONE_PORT, MEMORY, load
+
+if platform.machine() != "x86_64":
+    pytest.skip("the registers are those of x86", allow_module_level=True)
 
 
 def test_the_api_is_the_one_we_know(kvm: LocalKvm) -> None:

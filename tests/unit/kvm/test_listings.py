@@ -1,17 +1,23 @@
 """The tiny guests' machine code is the assembly that stands beside it."""
 
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from kvmdbg.kvm import cases
+from kvmdbg.kvm.arm64.cases import LISTING
 from kvmdbg.kvm.listing import Code, read_listing
+from kvmdbg.kvm.x86.cases import LONG_CODE, REAL_CODE
+
+# What this machine's assembler can check.
+_LISTINGS = {
+    "x86_64": [(LONG_CODE, ".code64"), (REAL_CODE, ".code16")],
+    "aarch64": [(LISTING, "")],
+}
 
 
-@pytest.mark.parametrize(
-    ("code", "directive"), [(cases.LONG_CODE, ".code64"), (cases.REAL_CODE, ".code16")]
-)
+@pytest.mark.parametrize(("code", "directive"), _LISTINGS[platform.machine()])
 def test_bytes_are_what_the_assembler_makes(tmp_path: Path, code: Code, directive: str) -> None:
     source, built, raw = (tmp_path / name for name in ("guest.S", "guest.o", "guest.bin"))
     source.write_text(f"{directive}\n{code.source}")

@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvmdbg.kvm.cases import CASES, PASS
-from kvmdbg.kvm.probes import CAPABILITIES, Results
-from kvmdbg.machine.checks import CHECKS
+from kvmdbg.kvm.arm64.suite import SUITE as ARM64
+from kvmdbg.kvm.suite import PASS, Results, Suite
+from kvmdbg.kvm.x86.suite import SUITE as X86
+from kvmdbg.machine.checks import ARM64_CHECKS, X86_CHECKS, Check
 from kvmdbg.machine.doctor import Finding, Report, judge
 from kvmdbg.machine.hostfacts import Device, HostFacts, Qemu
 
@@ -27,11 +28,11 @@ HOST = HostFacts(
 )
 GOOD: Results = {
     "api-version": 12,
-    **dict.fromkeys(CAPABILITIES, 1),
+    **dict.fromkeys(X86.capabilities, 1),
     "KVM_CAP_SET_GUEST_DEBUG2": 0x1F0003,
     "nested-svm": 1,
     "tsc-khz": 2_000_000,
-    **{case.name: PASS for case in CASES},
+    **{case.name: PASS for case in X86.cases},
     "kernel-speed": 0.4,
     "user-speed": 0.3,
     "tsc-pause": 0.005,
@@ -48,8 +49,25 @@ def finding(report: Report, key: str) -> Finding:
     return found
 
 
-def test_every_case_counts_in_some_check() -> None:
-    assert {case for check in CHECKS for case in check.cases} == {case.name for case in CASES}
+@pytest.mark.parametrize(("checks", "suite"), [(X86_CHECKS, X86), (ARM64_CHECKS, ARM64)])
+def test_every_case_counts_in_some_check(checks: tuple[Check, ...], suite: Suite) -> None:
+    counted = {case for check in checks for case in check.cases}
+    assert counted == {case.name for case in suite.cases}
+
+
+def test_arm64_is_measured_by_its_own() -> None:
+    good: Results = {
+        "api-version": 12,
+        **dict.fromkeys(ARM64.capabilities, 1),
+        "KVM_CAP_SET_GUEST_DEBUG2": 0,
+        **{case.name: PASS for case in ARM64.cases},
+        "kernel-speed": 0.4,
+        "user-speed": 0.3,
+    }
+    host = but(HOST, flavour="arm64")
+    assert judge(host, good).status == 0
+    broken = judge(host, good | {"kernel-brk": "the guest got vector 4"})
+    assert broken.reason == "KVM here (arm64) does not intercept BRK at EL1"
 
 
 def test_a_good_host_is_usable() -> None:
@@ -60,9 +78,8 @@ def test_a_good_host_is_usable() -> None:
     assert finding(report, "nested").found == "guests may use SVM"
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.key)
-def test_one_failure_is_a_limit_and_says_what_follows(check: object) -> None:
-    assert isinstance(check, type(CHECKS[0]))
+@pytest.mark.parametrize("check", X86_CHECKS, ids=lambda check: check.key)
+def test_one_failure_is_a_limit_and_says_what_follows(check: Check) -> None:
     report = judge(HOST, GOOD | {check.cases[-1]: "ran to its end"})
     found = finding(report, check.key)
     assert "ran to its end" in found.found

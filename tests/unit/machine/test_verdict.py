@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmdbg.kvm.probes import Results
+from kvmdbg.kvm.suite import Results
 from kvmdbg.machine import verdict
 from kvmdbg.machine.doctor import Report
 from kvmdbg.machine.verdict import Verdict, kvm_verdict, remember

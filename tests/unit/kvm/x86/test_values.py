@@ -1,14 +1,18 @@
 """ioctls built and decoded without any KVM."""
 
 import errno
+import platform
 import struct
 
 import pytest
 
 from kvmdbg.errors import IoctlError, KvmUnsupported
-from kvmdbg.kvm import exits, registers, system
+from kvmdbg.kvm import exits, system
 from kvmdbg.kvm._abi import ffi, lib
-from kvmdbg.kvm.debug import (
+from kvmdbg.kvm.ioctl import Ioctl, Scope, command
+from kvmdbg.kvm.struct import Struct
+from kvmdbg.kvm.x86 import registers
+from kvmdbg.kvm.x86.debug import (
     WITHOUT_CAPABILITY,
     Access,
     Control,
@@ -16,9 +20,10 @@ from kvmdbg.kvm.debug import (
     HardwareBreakpoint,
     supported_control,
 )
-from kvmdbg.kvm.ioctl import Ioctl, Scope, command
-from kvmdbg.kvm.registers import CpuidEntry, Regs, Segment, Sregs, VcpuEvents
-from kvmdbg.kvm.struct import Struct
+from kvmdbg.kvm.x86.registers import CpuidEntry, Regs, Segment, Sregs, VcpuEvents
+
+if platform.machine() != "x86_64":
+    pytest.skip("the structs are those of x86", allow_module_level=True)
 
 ALL = Control(sum(Control))
 

@@ -7,19 +7,23 @@ fresh guest, and a few of our own: ring 3, the resume flag, instructions that KV
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from kvmdbg.kvm import exits
-from kvmdbg.kvm.debug import (
+from kvmdbg.kvm.exits import Debug, Exit, Io
+from kvmdbg.kvm.listing import read_listing
+from kvmdbg.kvm.suite import DONE, PASS, describe
+from kvmdbg.kvm.system import check_extension
+from kvmdbg.kvm.transport import Transport
+from kvmdbg.kvm.x86.debug import (
     DR6_BD,
     DR6_BS,
     Access,
     Control,
     GuestDebug,
     HardwareBreakpoint,
+    supported_control,
 )
-from kvmdbg.kvm.exits import Debug, Exit, Io
-from kvmdbg.kvm.guest import (
+from kvmdbg.kvm.x86.guest import (
     CODE,
     DATA,
     DONE_PORT,
@@ -30,11 +34,7 @@ from kvmdbg.kvm.guest import (
     handled_vector,
     load,
 )
-from kvmdbg.kvm.listing import read_listing
-from kvmdbg.kvm.registers import get_regs, set_msrs, set_regs
-from kvmdbg.kvm.transport import Transport
-
-PASS = "pass"
+from kvmdbg.kvm.x86.registers import get_regs, set_msrs, set_regs
 
 BP_VECTOR, DB_VECTOR = 3, 1
 IRQ_VECTOR = 0xAA
@@ -125,11 +125,19 @@ class Case:
     guest: Guest
     entry: str
     steps: tuple[Step, ...]
-    irq_pending: bool = field(default=False, kw_only=True)
+    irq_pending: bool = False
     """Whether interrupt IRQ_VECTOR waits for the guest to enable interrupts."""
 
-    def run(self, vm: Transport, supported: Control) -> str:
+    @property
+    def leaves_traces(self) -> bool:
+        return self.irq_pending
+
+    def run(self, vm: Transport) -> str:
         """PASS, or what happened instead. Raises IoctlError and KvmUnsupported."""
+        supported = supported_control(
+            vm.call(check_extension("KVM_CAP_SET_GUEST_DEBUG")),
+            vm.call(check_extension("KVM_CAP_SET_GUEST_DEBUG2")),
+        )
         load(vm, self.guest, self.entry)
         if self.irq_pending:
             _send_interrupt(vm)
@@ -138,8 +146,8 @@ class Case:
             if step.resume:
                 regs = vm.call(get_regs())
                 vm.call(set_regs(replace(regs, rflags=regs.rflags | RF)))
-            found = _describe(self.guest, vm.run())
-            if found != _describe(self.guest, step.exit):
+            found = _tell(self.guest, vm.run())
+            if found != _tell(self.guest, step.exit):
                 where = f"step {at}: " if len(self.steps) > 1 else ""
                 return f"{where}{found}"
         return PASS
@@ -155,11 +163,11 @@ def _send_interrupt(vm: Transport) -> None:
     vm.call(set_msrs(msrs))
 
 
-def _describe(guest: Guest, exit: Exit) -> str:
+def _tell(guest: Guest, exit: Exit) -> str:
     """An exit in words that are the same each time it happens."""
     match exit:
         case Io(port=port) if port == DONE_PORT:
-            return "ran to its end"
+            return DONE
         case Io(port=port, data=data) if port == VECTOR_PORT:
             return f"the guest got vector {data[0]}"
         case Debug(exception=exception, pc=pc, dr6=dr6):
@@ -167,12 +175,8 @@ def _describe(guest: Guest, exit: Exit) -> str:
             vector = handled_vector(pc)
             place = guest.code.at(pc) if vector is None else f"the handler of vector {vector}"
             return f"debug exit {exception} at {place}{status}"
-        case exits.InternalError(suberror=suberror):
-            return f"KVM internal error {suberror}"
-        case exits.Interrupted():
-            return "did not come back"
         case _:
-            return str(exit)
+            return describe(exit)
 
 
 def _at(label: str) -> int:

@@ -13,7 +13,9 @@ from enum import Enum
 
 from kvmdbg.kvm.listing import Code
 from kvmdbg.kvm.local import LocalKvm, LocalVm
-from kvmdbg.kvm.registers import (
+from kvmdbg.kvm.system import create_irqchip, set_tss_addr
+from kvmdbg.kvm.transport import Transport
+from kvmdbg.kvm.x86.registers import (
     DescriptorTable,
     Regs,
     Segment,
@@ -24,8 +26,6 @@ from kvmdbg.kvm.registers import (
     set_regs,
     set_sregs,
 )
-from kvmdbg.kvm.system import create_irqchip, set_tss_addr
-from kvmdbg.kvm.transport import Transport
 
 MEMORY = 1 << 20
 """Bytes."""
