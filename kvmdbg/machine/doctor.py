@@ -6,15 +6,13 @@ Nothing here asks the host anything, except :func:`examine`.
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import msgspec
 
-from kvmdbg.kvm.local import KVM_DEVICE
 from kvmdbg.kvm.suite import PASS, Results
 from kvmdbg.machine.checks import Check, checks_for
-from kvmdbg.machine.hostfacts import FLAVOURS, Device, HostFacts, collect, device_facts
+from kvmdbg.machine.hostfacts import FLAVOURS, Device, HostFacts, collect
 from kvmdbg.machine.probing import probe_kvm
 from kvmdbg.machine.qemu import MINIMUM_VERSION
 
@@ -56,11 +54,8 @@ class Report(msgspec.Struct, frozen=True):
 def examine() -> Report:
     """Ask the host, and run all probes; half a second where KVM is native."""
     began = time.perf_counter()
-    with ThreadPoolExecutor(1) as pool:
-        openable = device_facts(KVM_DEVICE).trouble is None
-        results = pool.submit(probe_kvm) if openable else None
-        host = collect()
-        return judge(host, results.result() if results else {}, began)
+    host = collect()
+    return judge(host, probe_kvm() if host.device.trouble is None else {}, began)
 
 
 def judge(host: HostFacts, results: Results, began: float | None = None) -> Report:
@@ -145,10 +140,11 @@ def _device_fix(host: HostFacts, device: Device) -> str:
 
 def _kind(host: HostFacts) -> Finding:
     name = FLAVOURS.get(host.flavour or "", "unknown")
-    where = "in a VM" if host.is_guest else "on bare metal"
     if host.flavour == "pvm":
         name += ", which emulates the guest's ring 0"
-    return Finding("kind", "kind of KVM", "note", f"{name}; {where}; Linux {host.kernel}")
+    if host.flavour != "arm64":  # whose processors do not tell
+        name += "; in a VM" if host.is_guest else "; on bare metal"
+    return Finding("kind", "kind of KVM", "note", f"{name}; Linux {host.kernel}")
 
 
 def _api(results: Results) -> Finding:
