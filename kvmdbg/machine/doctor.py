@@ -6,13 +6,15 @@ Nothing here asks the host anything, except :func:`examine`.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import msgspec
 
+from kvmdbg.kvm.local import KVM_DEVICE
 from kvmdbg.kvm.suite import PASS, Results
 from kvmdbg.machine.checks import Check, checks_for
-from kvmdbg.machine.hostfacts import FLAVOURS, Device, HostFacts, collect
+from kvmdbg.machine.hostfacts import FLAVOURS, Device, HostFacts, collect, device_facts
 from kvmdbg.machine.probing import probe_kvm
 from kvmdbg.machine.qemu import MINIMUM_VERSION
 
@@ -54,8 +56,14 @@ class Report(msgspec.Struct, frozen=True):
 def examine() -> Report:
     """Ask the host, and run all probes; half a second where KVM is native."""
     began = time.perf_counter()
-    host = collect()
-    return judge(host, probe_kvm() if host.device.trouble is None else {}, began)
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(_probe)
+        host = collect()
+        return judge(host, results.result(), began)
+
+
+def _probe() -> Results:
+    return probe_kvm() if device_facts(KVM_DEVICE).trouble is None else {}
 
 
 def judge(host: HostFacts, results: Results, began: float | None = None) -> Report:

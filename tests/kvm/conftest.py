@@ -45,14 +45,14 @@ def vm(request: pytest.FixtureRequest, kvm: LocalKvm) -> Iterator[Transport]:
 
 
 @contextmanager
-def coming_back() -> Iterator[None]:
+def coming_back(limit: float = GUEST_LIMIT) -> Iterator[None]:
     """Guests that run on are interrupted, again and again, until the block ends."""
     thread = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     over = threading.Event()
 
     def interrupt() -> None:
-        while not over.wait(GUEST_LIMIT):
+        while not over.wait(limit):
             signal.pthread_kill(thread, signal.SIGUSR1)
 
     watchdog = threading.Thread(target=interrupt)

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from kvmdbg.errors import IoctlError, KvmUnavailable, MemoryFault
-from kvmdbg.kvm.exits import Io
+from kvmdbg.kvm.exits import Interrupted, Io
 from kvmdbg.kvm.local import LocalKvm, LocalVm
 from kvmdbg.kvm.system import API_VERSION, check_extension, get_api_version
 from kvmdbg.kvm.transport import Transport
 from kvmdbg.kvm.x86 import registers
 from kvmdbg.kvm.x86.cases import KERNEL, USER
 from kvmdbg.kvm.x86.guest import DATA, DONE_PORT, MEMORY, load
+from tests.kvm.conftest import coming_back
 
 if platform.machine() != "x86_64":
     pytest.skip("the registers are those of x86", allow_module_level=True)
@@ -85,6 +86,13 @@ def test_a_vcpu_can_be_told_to_come_back(vm: LocalVm) -> None:
     before = vm.call(registers.get_regs())
     vm.finish()
     assert vm.call(registers.get_regs()) == before  # not one instruction was run
+
+
+def test_a_guest_that_runs_on_is_interrupted_by_a_signal(vm: Transport) -> None:
+    load(vm, KERNEL, "loop", rcx=2**32 - 1)
+    with coming_back(0.05):
+        assert vm.run() == Interrupted()
+    assert vm.call(registers.get_regs()).rcx > 0
 
 
 def test_another_process_is_refused(vm: Transport) -> None:
