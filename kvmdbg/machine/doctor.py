@@ -23,7 +23,9 @@ State = Literal["ok", "note", "limit", "fail"]
 USABLE, LIMITED, UNUSABLE = 0, 1, 2
 
 _EMULATED = 20.0  # nanoseconds per instruction: no processor that has KVM is so slow
-_ELSEWHERE = "debug under TCG (--accel tcg, or auto), or on a host whose KVM uses SVM or VMX"
+_UNDER_TCG = "debug under TCG (--accel tcg, or auto)"
+_ELSEWHERE = f"{_UNDER_TCG}, or on a host whose KVM uses SVM or VMX"
+_NEWER = f"try a newer kernel on the host, or {_UNDER_TCG}"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -198,9 +200,7 @@ def _check(host: HostFacts, check: Check, results: Results) -> Finding:
         found = outcomes[0]
     else:
         found = "; ".join(f"{case}: {outcome}" for case, outcome in failed.items())
-    fix = check.fix or _ELSEWHERE
-    if host.flavour != "pvm" and not check.fix:
-        fix = f"try a newer kernel on the host, or {fix}"
+    fix = check.fix or (_ELSEWHERE if host.flavour == "pvm" else _NEWER)
     state: State = "fail" if check.needed else "limit"
     return Finding(check.key, check.title, state, found, check.follows, fix)
 
