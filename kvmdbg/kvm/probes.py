@@ -49,7 +49,7 @@ class Prober:
                 f"{privilege}-speed": partial(self._speed, privilege)
                 for privilege in SUITE.load_loop
             },
-            "measurements": lambda: SUITE.measure(self._fresh()),
+            "measurements": lambda: SUITE.measure(self._any()),
         }
 
     def probe(self, name: str) -> Results:
@@ -67,8 +67,7 @@ class Prober:
         return found
 
     def _case(self, case: Case) -> Results:
-        # Making a VM takes longer than running it, so one serves as long as nothing odd happens.
-        vm = self._fresh() if case.leaves_traces or self._vm is None else self._vm
+        vm = self._fresh() if case.leaves_traces else self._any()
         outcome = case.run(vm)
         if outcome != PASS or case.leaves_traces:
             self._drop()
@@ -76,7 +75,7 @@ class Prober:
 
     def _speed(self, privilege: str) -> Results:
         """Nanoseconds per instruction of a loop, what entry and exit take left out."""
-        vm = self._fresh()
+        vm = self._any()
         first, *longer = _LOOPS
         base = min(self._loop(vm, privilege, first) for _ in range(2))  # the first one warms up
         nanoseconds = 0.0
@@ -93,6 +92,10 @@ class Prober:
         began = time.perf_counter()
         vm.run()
         return time.perf_counter() - began
+
+    def _any(self) -> LocalVm:
+        """Making a VM takes longer than running it: one serves as long as nothing odd happens."""
+        return self._vm or self._fresh()
 
     def _fresh(self) -> LocalVm:
         self._drop()
