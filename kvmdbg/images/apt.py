@@ -80,6 +80,19 @@ class Package:
         return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.deb"
 
 
+def read_record(text: str) -> Package:
+    """The package of one record of ``apt-cache show``."""
+    fields = dict(re.findall(r"^(\S+): (.*)$", text, re.MULTILINE))
+    return Package(
+        name=fields["Package"],
+        version=fields["Version"],
+        arch=fields["Architecture"],
+        sha256=fields["SHA256"],
+        size=int(fields["Size"]),
+        depends=fields.get("Depends", ""),
+    )
+
+
 class Apt:
     """apt on a private folder, for one architecture."""
 
@@ -108,11 +121,7 @@ class Apt:
         A failure is remembered, not raised: some third-party source may be unreachable, or the
         indexes of the last time may do.
         """
-        for folder in ("state/lists/partial", "cache/archives/partial", "debs"):
-            (self._folder / folder).mkdir(parents=True, exist_ok=True)
-        (self._folder / "status").write_bytes(b"")
-        (self._folder / "preferences").write_text(_PREFERENCES)
-        self._config.write_text(_CONFIG.format(arch=self._arch, folder=self._folder))
+        self._configure()
         progress.step("fetching Debian's package index")
         done = subprocess.run(
             [find_tool("apt-get"), "-c", str(self._config), "-q", "update"],
@@ -124,16 +133,27 @@ class Apt:
         )
         self._complaint = last_words(done.stderr) if done.stderr.strip() else ""
 
-    def find(self, name: str) -> Package:
-        """The version of a package that apt would install."""
-        done = subprocess.run(
-            [find_tool("apt-cache"), "-c", str(self._config), "show", "--no-all-versions", name],
+    def _configure(self) -> None:
+        for folder in ("state/lists/partial", "cache/archives/partial", "debs"):
+            (self._folder / folder).mkdir(parents=True, exist_ok=True)
+        (self._folder / "status").write_bytes(b"")
+        (self._folder / "preferences").write_text(_PREFERENCES)
+        self._config.write_text(_CONFIG.format(arch=self._arch, folder=self._folder))
+
+    def ask(self, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of apt's (``apt-cache``) on the private folder."""
+        return subprocess.run(
+            [find_tool(tool), "-c", str(self._config), *arguments],
             env=tool_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
+
+    def find(self, name: str) -> Package:
+        """The version of a package that apt would install."""
+        done = self.ask("apt-cache", "show", "--no-all-versions", name)
         # Unknown: status 100. Known only to sources that do not count: status 0 and no record.
         if done.returncode != 0 or not done.stdout.strip():
             why = f" (apt-get update said: {self._complaint})" if self._complaint else ""
@@ -141,15 +161,7 @@ class Apt:
                 f"no Debian source in this machine's apt configuration has the package {name}"
                 f"{why}: check the sources and the network"
             )
-        fields = dict(re.findall(r"^(\S+): (.*)$", done.stdout, re.MULTILINE))
-        return Package(
-            name=fields["Package"],
-            version=fields["Version"],
-            arch=fields["Architecture"],
-            sha256=fields["SHA256"],
-            size=int(fields["Size"]),
-            depends=fields.get("Depends", ""),
-        )
+        return read_record(done.stdout)
 
     def find_kernel(self, name: str) -> Package:
         """The kernel package that *name* is, or that the metapackage *name* depends on."""

@@ -1,0 +1,61 @@
+"""The L1 machines: what the outer QEMU emulates, and what is in them, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HOST_PACKAGES = ("qemu-system-x86", "qemu-system-arm", "python3", "e2fsprogs")
+"""What runs on this machine: the outer QEMU, and tools that must not differ between machines."""
+
+MEMORY_MIB = 2048
+CPUS = 2
+
+_COMMON_PACKAGES = (
+    *("bash", "busybox-static", "coreutils", "diffutils", "findutils", "grep", "mawk", "procps"),
+    *("sed", "tar", "python3", "gdb", "gcc", "libc6-dev"),
+)
+# In the order of loading; those that the kernel has built in are skipped.
+_COMMON_MODULES = (
+    *("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
+    *("virtio_blk", "virtio_console", "overlay"),
+    # Who listens on a socket, and whose a connection is: kvmdbg asks.
+    *("inet_diag", "tcp_diag", "unix_diag"),
+)
+
+
+@dataclass(frozen=True)
+class L1Machine:
+    """One architecture's L1."""
+
+    arch: str
+    emulator: str
+    arguments: tuple[str, ...]  # of the emulator
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+    console: str
+    patched: bool = False  # the emulator needs the int3 fix
+
+
+X86_64 = L1Machine(
+    arch="x86_64",
+    emulator="qemu-system-x86_64",
+    arguments=("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"),
+    packages=(*_COMMON_PACKAGES, "linux-image-cloud-amd64", "qemu-system-x86"),
+    modules=(*_COMMON_MODULES, "irqbypass", "kvm", "kvm-amd"),
+    console="ttyS0",
+    patched=True,
+)
+
+AARCH64 = L1Machine(
+    arch="aarch64",
+    emulator="qemu-system-aarch64",
+    arguments=(
+        *("-machine", "virt,virtualization=on,gic-version=3", "-accel", "tcg,thread=multi"),
+        *("-cpu", "max,sve=off,pauth=off"),
+    ),
+    packages=(*_COMMON_PACKAGES, "linux-image-cloud-arm64", "qemu-system-arm"),
+    modules=_COMMON_MODULES,  # KVM is built in
+    console="ttyAMA0",
+)
+
+MACHINES = {machine.arch: machine for machine in (X86_64, AARCH64)}
