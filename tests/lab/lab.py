@@ -1,0 +1,65 @@
+"""The lab for one architecture: built when needed, then L1s in about a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvmdbg.images import ImageStore, builtin_dir, load_recipe
+from kvmdbg.images.store import Image
+from kvmdbg.progress import Progress
+from tests.lab import wheels
+from tests.lab.cache import Cache, key_of
+from tests.lab.debian import DebCache
+from tests.lab.errors import LabError
+from tests.lab.host import HostTools
+from tests.lab.l1 import L1, save_state, start_l1
+from tests.lab.machines import MACHINES
+from tests.lab.pins import read_pins
+from tests.lab.root import SOURCES, build_root
+
+_L1_SOURCE = Path(__file__).with_name("l1.py")
+
+
+class Lab:
+    """Makes L1s of one architecture."""
+
+    def __init__(self, arch: str = "x86_64") -> None:
+        if arch not in MACHINES:
+            raise LabError(f"the lab has no L1 of {arch!r}: it has {', '.join(MACHINES)}")
+        self.machine = MACHINES[arch]
+        self.cache = Cache()
+
+    def ensure(self, progress: Progress) -> tuple[HostTools, Path]:
+        """Build what is missing: the outer programs, and the folder of L1's files.
+
+        Raises LabError, or ImageError for the demo image.
+        """
+        tools = HostTools.ensure(self.cache, progress)
+        demo = _demo_image(self.machine.arch, progress)
+        pins = read_pins(self.machine.arch)
+        sources = [path.read_bytes() for path in (*SOURCES, _L1_SOURCE)]
+        key = key_of([tools.key, pins.key, demo.folder.name if demo else "", *sources])
+
+        def build(folder: Path) -> None:
+            arch = self.machine.arch
+            debs = DebCache(self.cache.folder).ensure(pins.debs, arch, progress)
+            files = wheels.ensure(pins.wheels, arch, self.cache.folder / "wheels", progress)
+            build_root(folder, self.machine, debs, files, demo, tools, progress)
+            progress.step("booting L1 to save its state")
+            save_state(self.machine, folder, tools)
+
+        return tools, self.cache.ensure(self.machine.arch, key, build, progress)
+
+    @contextmanager
+    def start(self, progress: Progress) -> Iterator[L1]:
+        """A running L1; ended afterwards. Raises LabError."""
+        tools, folder = self.ensure(progress)
+        with start_l1(self.machine, folder, tools) as l1:
+            yield l1
+
+
+def _demo_image(arch: str, progress: Progress) -> Image | None:
+    recipe = load_recipe(builtin_dir() / "demo" / "recipe.toml")
+    return ImageStore().ensure(recipe, progress) if recipe.spec.arch == arch else None
