@@ -21,7 +21,7 @@ APT_HEADERS := stdlib.h:libc6-dev linux/kvm.h:linux-libc-dev
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(INSTALLED) ## system packages (apt) and .venv with kvmdbg, editable; quick when up to date
@@ -92,6 +92,26 @@ check: lint typecheck ## lint, types and unit tests, in under a minute
 .PHONY: test
 test: lint typecheck images ## everything: lint, types, and all tests, the ones on real VMs included
 	$(BIN)/pytest tests
+
+# LAB=host: this machine's own KVM. ARCH=aarch64: an arm64 L1. JUNIT: a file to bring back.
+# make's own exit status is 2 whatever CMD's was; the module's is CMD's.
+ARCH ?= x86_64
+LAB ?= l1
+run_lab := $(BIN)/python -m tests.lab --arch $(ARCH) --where $(LAB)
+
+.PHONY: lab
+lab: setup ## a guest with real KVM, anywhere: times, or CMD='…' run inside (LAB=host: here)
+	@$(run_lab) $(if $(value CMD),run --file '$(JUNIT)' -- "$$LAB_CMD",times)
+
+lab: export LAB_CMD := $(value CMD)
+
+.PHONY: lab-shell
+lab-shell: setup ## a shell in the lab, in a copy of the working tree
+	@$(run_lab) shell
+
+.PHONY: lab-update
+lab-update: setup ## pin the lab's packages and wheels as mirror and index have them now
+	@$(run_lab) update
 
 .PHONY: bench
 bench: images ## RSP round trips, beside QEMU's own stub

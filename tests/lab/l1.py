@@ -78,18 +78,22 @@ class L1:
 
     def receive(self, timeout: float | None = None) -> tuple[Kind, bytes]:
         """The next frame. Raises LabError when none comes in time or the L1 has ended."""
-        self.channel.settimeout(timeout)
         while not self._frames:
-            try:
-                data = self.channel.recv(CHUNK)
-            except TimeoutError:
-                raise LabError(
-                    f"L1 was silent for {timeout:g} s; the end of its console: {self.last_words()}"
-                ) from None
-            if not data:
-                raise LabError(f"L1 has ended; the end of its console: {self.last_words()}")
-            self._frames += self._decoder.feed(data)
+            self._frames += self.receive_some(timeout)
         return self._frames.pop(0)
+
+    def receive_some(self, timeout: float | None = None) -> list[tuple[Kind, bytes]]:
+        """The frames, none perhaps, that the next bytes complete. Raises as :meth:`receive`."""
+        self.channel.settimeout(timeout)
+        try:
+            data = self.channel.recv(CHUNK)
+        except TimeoutError:
+            raise LabError(
+                f"L1 was silent for {timeout:g} s; the end of its console: {self.last_words()}"
+            ) from None
+        if not data:
+            raise LabError(f"L1 has ended; the end of its console: {self.last_words()}")
+        return list(self._decoder.feed(data))
 
     def send(self, frame: bytes) -> None:
         """Send a frame. Raises LabError when the L1 has ended."""
@@ -97,9 +101,7 @@ class L1:
         try:
             self.channel.sendall(frame)
         except OSError as error:
-            raise LabError(
-                f"L1 has ended; the end of its console: {self.last_words()}"
-            ) from error
+            raise LabError(f"L1 has ended; the end of its console: {self.last_words()}") from error
 
     def request(self, request: Request) -> None:
         """Send a request."""
@@ -217,7 +219,9 @@ def _spawn(
         shutil.rmtree(run, ignore_errors=True)
 
 
-def _arguments(machine: L1Machine, folder: Path, log: Path, channel: int, control: int) -> list[str]:
+def _arguments(
+    machine: L1Machine, folder: Path, log: Path, channel: int, control: int
+) -> list[str]:
     append = f"console={machine.console} quiet panic=-1 mitigations=off"
     return [
         *("-name", "kvmdbg-lab", "-no-user-config", "-nodefaults", "-display", "none"),

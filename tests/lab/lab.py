@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from tests.lab.l1 import L1, save_state, start_l1
 from tests.lab.machines import MACHINES
 from tests.lab.pins import read_pins
 from tests.lab.root import SOURCES, build_root
+
+BUILD_TIME = "build-time"
+"""In the folder of L1's files: seconds that it took to make them, and what they needed."""
 
 _L1_SOURCE = Path(__file__).with_name("l1.py")
 
@@ -36,6 +40,7 @@ class Lab:
 
         Raises LabError, or ImageError for the demo image.
         """
+        start = time.monotonic()
         tools = HostTools.ensure(self.cache, progress)
         demo = _demo_image(self.machine.arch, progress)
         pins = read_pins(self.machine.arch)
@@ -49,6 +54,7 @@ class Lab:
             build_root(folder, self.machine, debs, files, demo, tools, progress)
             progress.step("booting L1 to save its state")
             save_state(self.machine, folder, tools)
+            (folder / BUILD_TIME).write_text(f"{time.monotonic() - start:.2f}\n")
 
         return tools, self.cache.ensure(self.machine.arch, key, build, progress)
 

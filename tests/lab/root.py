@@ -34,7 +34,7 @@ SOURCES = (
 _EXCLUDE = (
     *("./boot/System.map*", "./lib/modules/*/kernel/drivers/net", "./usr/bin/lto-dump*"),
     *("./usr/lib/gcc/*/12/lto1", "./usr/lib/gcc/*/12/lib?san*", "./usr/share/gcc"),
-    *("./usr/lib/*/libicudata.so*", "./usr/lib/*/dri", "./usr/lib/*/libLLVM*"),
+    *("./usr/lib/*/dri", "./usr/lib/*/libLLVM*"),
 )
 # Debian 12's packages still have files in both; as on an installed system, one is the other.
 _MERGED = ("bin", "sbin", "lib", "lib64")
@@ -141,9 +141,6 @@ def _configure(root: Path) -> None:
             f"sys.exit({function}())\n"
         )
         script.chmod(0o755)
-    # Whatever Debian's own programs lack; last on the PATH.
-    for applet in ("ip", "less", "mount", "umount", "ps", "strings", "vi", "wget", "xxd", "nc"):
-        (root / "lab/busybox" / applet).symlink_to("/usr/bin/busybox")
 
 
 def _copy_image(image: Image, target: Path) -> None:

@@ -82,6 +82,7 @@ class Command:
         environment = {**ENVIRONMENT, **request["environment"]}
         arguments = ["bash", "-c", request["command"]] if request["command"] else ["bash", "-i"]
         if self._terminal:
+            arguments = ["/lab/busybox/setsid", "-c", *arguments]
             main, side = os.openpty()
             files = {"stdin": side, "stdout": side, "stderr": side}
             self._input: int | None = main
@@ -96,7 +97,7 @@ class Command:
             arguments,
             cwd=WORK,
             env=environment,
-            preexec_fn=take_terminal if self._terminal else os.setsid,
+            start_new_session=not self._terminal,
             **files,
         )
         for fd in set(files.values()):
@@ -160,12 +161,6 @@ class Command:
         elif kind is Kind.INPUT:
             os.close(self._input)
             self._input = None
-
-
-def take_terminal() -> None:
-    """In the child: a session whose terminal standard input is."""
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def serve(port: Port) -> None:
