@@ -1,0 +1,19 @@
+# Every kind of stop that the lab's KVM has to get right for an L2.
+hbreak do_sys_openat2
+continue
+printf "hardware: stopped at %d\n", $pc == (unsigned long)&do_sys_openat2
+stepi
+printf "step: moved %d\n", $pc > (unsigned long)&do_sys_openat2 && $pc < (unsigned long)&do_sys_openat2 + 16
+delete
+
+break do_sys_openat2
+continue
+printf "software: stopped at %d\n", $pc == (unsigned long)&do_sys_openat2
+continue
+printf "again: stopped at %d\n", $pc == (unsigned long)&do_sys_openat2
+delete
+
+watch *(unsigned long *)&jiffies_64
+continue
+delete
+detach

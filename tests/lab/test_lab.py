@@ -1,0 +1,169 @@
+"""The lab itself: requests, lifetimes, refusals, and a KVM in it that debugs rightly."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.progress import PlainProgress, SilentProgress
+from tests.lab.debian import DebCache
+from tests.lab.errors import LabError
+from tests.lab.l1 import L1
+from tests.lab.lab import Lab
+from tests.lab.pins import read_pins
+from tests.lab.tree import ROOT, pack_tree
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]  # the first one may build everything
+
+QUIET = SilentProgress()
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    made = Lab()
+    made.ensure(PlainProgress())
+    return made
+
+
+@pytest.fixture(scope="module")
+def l1(lab: Lab) -> Iterator[L1]:
+    with lab.start(QUIET) as started:
+        assert started.run("true", tree=pack_tree(native=True)).status == 0
+        yield started
+
+
+def test_output_and_status_come_back(l1: L1) -> None:
+    done = l1.run("echo out; echo err >&2; exit 7")
+    assert (done.status, done.out, done.err) == (7, "out\n", "err\n")
+
+
+def test_a_signal_counts_as_in_a_shell(l1: L1) -> None:
+    assert l1.run("kill -TERM $$").status == 128 + signal.SIGTERM
+
+
+def test_a_lot_of_output_arrives_whole(l1: L1) -> None:
+    done = l1.run("seq 200000")
+    assert done.out == "".join(f"{n}\n" for n in range(1, 200001))
+
+
+def test_nobody_waits_for_what_a_command_leaves_running(l1: L1) -> None:
+    assert l1.run("sleep 1000 & echo started", timeout=60).out == "started\n"
+
+
+def test_the_tree_is_the_working_tree_and_kvmdbg_is_on_the_path(l1: L1) -> None:
+    done = l1.run("sha256sum < Makefile; kvmdbg --version; kvmdbg ls")
+    assert done.status == 0, done.err
+    digest, version, *listed = done.out.splitlines()
+    assert digest.split()[0] == hashlib.sha256((ROOT / "Makefile").read_bytes()).hexdigest()
+    assert version.startswith("kvmdbg ")
+    assert any(line.split()[:1] == ["demo"] for line in listed)
+
+
+def test_the_demo_image_is_at_hand(l1: L1) -> None:
+    code = (
+        "from kvmdbg.images import *; import sys;"
+        "image = ImageStore().find(load_recipe(builtin_dir() / 'demo/recipe.toml'), verify=True);"
+        "sys.exit(image is None)"
+    )
+    done = l1.run(f'python3 -c "{code}"')
+    assert done.status == 0, done.err
+
+
+def test_tests_run_inside_and_their_report_comes_back(l1: L1) -> None:
+    done = l1.run("pytest -q --junitxml=report.xml tests/unit/test_native.py", file="report.xml")
+    assert done.status == 0, done.out + done.err
+    assert done.file is not None
+    suite = ElementTree.fromstring(done.file).find("testsuite")
+    assert suite is not None
+    assert int(suite.attrib["tests"]) > 0
+    assert suite.attrib["failures"] == suite.attrib["errors"] == "0"
+
+
+def test_a_file_that_is_not_there_does_not_come_back(l1: L1) -> None:
+    assert l1.run("true", file="nothing").file is None
+
+
+def test_l1s_share_an_image_and_nothing_else(lab: Lab) -> None:
+    with lab.start(QUIET) as one, lab.start(QUIET) as other:
+        assert one.run("echo mine > /usr/share/mark").status == 0
+        assert other.run("cat /usr/share/mark").status != 0
+        assert one.run("cat /usr/share/mark").out == "mine\n"
+
+
+def test_an_l1_that_dies_is_one_sentence(lab: Lab) -> None:
+    with lab.start(QUIET) as doomed, pytest.raises(LabError, match="L1 has ended"):
+        doomed.run("echo c > /proc/sysrq-trigger; sleep 60")
+
+
+def test_an_l1_ends_with_a_starter_that_is_killed(lab: Lab) -> None:
+    starter = subprocess.Popen(
+        [sys.executable, "-m", "tests.lab", "run", "echo up; sleep 1000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    with starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"up\n"
+        children = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
+        assert len(children) == 1
+        qemu = os.pidfd_open(int(children[0]))
+        starter.kill()
+    try:
+        assert select.select([qemu], [], [], 30)[0], "the outer QEMU outlived its starter"
+    finally:
+        os.close(qemu)
+
+
+def test_an_l2_under_kvm_stops_where_gdb_wants(l1: L1) -> None:
+    """Its int3 reaches KVM only in an outer QEMU with the fix, a debug register only in 10."""
+    image = "$(echo /lab/cache/images/demo-*)"
+    done = l1.run(
+        f"tests/lab/smoke/l2.sh {image}/vmlinuz {image}/initramfs {image}/vmlinux ttyS0 "
+        "qemu-system-x86_64"
+    )
+    assert done.status == 0, done.out + done.err
+    for line in (
+        "kvmdbg-demo: ready",
+        "hardware: stopped at 1",
+        "step: moved 1",
+        "software: stopped at 1",
+        "again: stopped at 1",
+        "Hardware watchpoint 3: *(unsigned long *)&jiffies_64",
+        "New value = ",
+    ):
+        assert line in done.out, done.out + done.err
+
+
+def test_a_version_that_the_mirror_has_no_more_is_refused(tmp_path: Path) -> None:
+    pin = read_pins("x86_64").debs[0]
+    gone = dataclasses.replace(pin, version="0~gone")
+    with pytest.raises(LabError, match=rf"no longer has {pin.name}.* 0~gone.*make lab-update"):
+        DebCache(tmp_path).ensure([gone], "x86_64", QUIET)
+
+
+def test_a_package_with_another_hash_is_refused(tmp_path: Path) -> None:
+    pin = min(read_pins("x86_64").debs, key=lambda package: package.size)
+    other = dataclasses.replace(pin, sha256="0" * 64)
+    with pytest.raises(LabError, match="is not the file that the lab pins"):
+        DebCache(tmp_path).ensure([other], "x86_64", QUIET)
+
+
+def test_a_machine_without_debian_sources_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apt.conf").write_text(
+        'Dir::Etc::sourcelist "/dev/null";\nDir::Etc::sourceparts "/dev/null";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    with pytest.raises(LabError, match="no source of Debian's own packages"):
+        DebCache(tmp_path).ensure(read_pins("x86_64").debs[:1], "x86_64", QUIET)
