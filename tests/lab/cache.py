@@ -11,6 +11,8 @@ from pathlib import Path
 from kvmdbg.images import ImageStore
 from kvmdbg.progress import Progress
 
+_KEPT = 3  # builds of each kind; one of an L1 takes 0.9 GB
+
 
 class Cache:
     """The folder ``lab`` of kvmdbg's cache."""
@@ -23,8 +25,8 @@ class Cache:
     ) -> Path:
         """The folder of *what* for *key*; ``build(folder)`` fills a new one beside it first.
 
-        Another process that builds the same is waited for. Older builds of *what* are kept: an L1
-        may be running from them.
+        Another process that builds the same is waited for. Of older builds the latest few are
+        kept, for other checkouts; an L1 that runs from a build holds its files open.
         """
         folder = self.folder / f"{what}-{key}"
         if folder.is_dir():
@@ -45,6 +47,11 @@ class Cache:
                     growing.rename(folder)
                 finally:
                     shutil.rmtree(growing, ignore_errors=True)
+                builds = sorted(
+                    self.folder.glob(f"{what}-*"), key=lambda path: path.stat().st_mtime
+                )
+                for old in builds[:-_KEPT]:
+                    shutil.rmtree(old, ignore_errors=True)
         return folder
 
 

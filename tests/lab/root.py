@@ -121,11 +121,9 @@ def _configure(root: Path) -> None:
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost lab\n")
     (root / "root/.bashrc").write_text("PS1='lab:\\w# '\n")
-    for name, target in (("sh", "bash"), ("awk", "mawk"), ("cc", "gcc")):
-        link = root / "usr/bin" / name
-        if link.name != "sh" or not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(target)
+    for name, program in (("sh", "bash"), ("awk", "mawk"), ("cc", "gcc")):
+        (root / "usr/bin" / name).unlink(missing_ok=True)
+        (root / "usr/bin" / name).symlink_to(program)
 
     shutil.copy(_GUEST / "init", root / "lab/init")
     (root / "lab/init").chmod(0o755)

@@ -84,23 +84,25 @@ class Command:
         if self._terminal:
             arguments = ["/lab/busybox/setsid", "-c", *arguments]
             main, side = os.openpty()
-            files = {"stdin": side, "stdout": side, "stderr": side}
+            stdin = stdout = stderr = side
             self._input: int | None = main
             self._watch(main, Kind.OUTPUT)
         else:
             pipes = [os.pipe(), os.pipe(), os.pipe()]
-            files = {"stdin": pipes[0][0], "stdout": pipes[1][1], "stderr": pipes[2][1]}
+            stdin, stdout, stderr = pipes[0][0], pipes[1][1], pipes[2][1]
             self._input = pipes[0][1]
             self._watch(pipes[1][0], Kind.OUTPUT)
             self._watch(pipes[2][0], Kind.ERRORS)
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             arguments,
             cwd=WORK,
             env=environment,
             start_new_session=not self._terminal,
-            **files,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
         )
-        for fd in set(files.values()):
+        for fd in {stdin, stdout, stderr}:
             os.close(fd)
 
     def _watch(self, fd: int, kind: Kind) -> None:
@@ -127,7 +129,7 @@ class Command:
                         self._control(kind, payload)
                 else:
                     self._forward(key.fd, key.data)
-        status = self.process.wait()
+        status: int = self.process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         os.close(pidfd)
