@@ -17,7 +17,7 @@ from tests.lab.lab import BUILD_TIME, Lab
 from tests.lab.machines import MACHINES
 from tests.lab.onhost import run_on_host
 from tests.lab.terminal import run_shell
-from tests.lab.tree import ROOT, pack_tree
+from tests.lab.tree import ROOT
 from tests.lab.update import update_pins
 
 
@@ -59,7 +59,7 @@ def _in_lab(options: argparse.Namespace) -> int:
     lab = Lab(options.arch)
     if options.action == "times":
         return _tell_times(lab)
-    tree = pack_tree(native=options.arch == "x86_64")
+    tree = lab.pack_tree(PlainProgress())
     with lab.start(PlainProgress()) as l1:
         if options.action == "shell":
             return run_shell(l1, tree)
@@ -86,7 +86,7 @@ def _run(l1: L1, request: Request) -> int:
 
 def _tell_times(lab: Lab) -> int:
     _, folder = lab.ensure(PlainProgress())
-    tree = pack_tree(native=True)
+    tree = lab.pack_tree(PlainProgress())
     start = time.monotonic()
     with lab.start(SilentProgress()) as l1:
         started = time.monotonic()

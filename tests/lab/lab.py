@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from tests.lab.errors import LabError
 from tests.lab.host import HostTools
 from tests.lab.l1 import L1, save_state, start_l1
 from tests.lab.machines import MACHINES
+from tests.lab.native import foreign_objects
 from tests.lab.pins import read_pins
 from tests.lab.root import SOURCES, build_root
+from tests.lab.tree import built_objects, pack_tree
 
 BUILD_TIME = "build-time"
 """In the folder of L1's files: seconds that it took to make them, and what they needed."""
@@ -57,6 +60,13 @@ class Lab:
             (folder / BUILD_TIME).write_text(f"{time.monotonic() - start:.2f}\n")
 
         return tools, self.cache.ensure(self.machine.arch, key, build, progress)
+
+    def pack_tree(self, progress: Progress) -> bytes:
+        """The working tree as a tar, with the shared objects that L1 can load. Raises LabError."""
+        if self.machine.arch == platform.machine():
+            return pack_tree(built_objects())
+        tools, folder = self.ensure(progress)
+        return pack_tree(foreign_objects(self.cache, self.machine, folder, tools, progress))
 
     @contextmanager
     def start(self, progress: Progress) -> Iterator[L1]:

@@ -12,7 +12,7 @@ CPUS = 2
 
 _COMMON_PACKAGES = (
     *("bash", "busybox-static", "coreutils", "diffutils", "findutils", "grep", "mawk", "procps"),
-    *("sed", "tar", "python3", "gdb", "gcc", "libc6-dev"),
+    *("sed", "tar", "python3", "libpython3.11-dev", "gdb", "gcc", "libc6-dev", "ninja-build"),
 )
 # In the order of loading; those that the kernel has built in are skipped.
 _COMMON_MODULES = (
@@ -33,6 +33,7 @@ class L1Machine:
     packages: tuple[str, ...]
     modules: tuple[str, ...]
     console: str
+    l2: tuple[str, ...]  # the QEMU of an L2, which runs in L1
     patched: bool = False  # the emulator needs the int3 fix
 
 
@@ -43,6 +44,7 @@ X86_64 = L1Machine(
     packages=(*_COMMON_PACKAGES, "linux-image-cloud-amd64", "qemu-system-x86"),
     modules=(*_COMMON_MODULES, "irqbypass", "kvm", "kvm-amd"),
     console="ttyS0",
+    l2=("qemu-system-x86_64",),
     patched=True,
 )
 
@@ -56,6 +58,7 @@ AARCH64 = L1Machine(
     packages=(*_COMMON_PACKAGES, "linux-image-cloud-arm64", "qemu-system-arm"),
     modules=_COMMON_MODULES,  # KVM is built in
     console="ttyAMA0",
+    l2=("qemu-system-aarch64", "-machine", "virt,gic-version=3"),
 )
 
 MACHINES = {machine.arch: machine for machine in (X86_64, AARCH64)}

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from kvmdbg.images.cpio import CpioWriter
+from kvmdbg.images.kernel import write_symbol_file
 from kvmdbg.images.store import Image
 from kvmdbg.progress import Progress
 from tests.lab.errors import LabError
@@ -32,13 +33,20 @@ SOURCES = (
 # The kernel comes from outside, and its modules from the initramfs; nobody links statically or
 # compiles anything but C.
 _EXCLUDE = (
-    *("./boot/System.map*", "./lib/modules/*/kernel/drivers/net", "./usr/bin/lto-dump*"),
+    *("./boot/System.map*", "./lib/modules/*/kernel/drivers/net", "./usr/bin/*lto-dump*"),
     *("./usr/lib/gcc/*/12/lto1", "./usr/lib/gcc/*/12/lib?san*", "./usr/share/gcc"),
+    *("./usr/lib/python3.11/config-*", "./usr/lib/*/libpython*.a", "./usr/libexec/qemu-system-*"),
     *("./usr/lib/*/dri", "./usr/lib/*/libLLVM*"),
 )
 # Debian 12's packages still have files in both; as on an installed system, one is the other.
 _MERGED = ("bin", "sbin", "lib", "lib64")
 _PYTHON_FOLDERS = ("usr/lib/python3", "usr/lib/python3.11", "usr/local/lib/python3.11")
+_COMMANDS = {  # of Python packages
+    "kvmdbg": ("kvmdbg.cli.main", "main"),
+    "pytest": ("pytest", "console_main"),
+    "meson": ("mesonbuild.mesonmain", "main"),
+    "cffi-gen-src": ("cffi._cffi_gen_src", "run"),
+}
 _SPARE_BYTES = 48 << 20  # in the file system, for its own tables
 _BLOCK = 4096
 
@@ -65,8 +73,12 @@ def build_root(
         _write_initramfs(root, machine, folder / INITRAMFS)
         shutil.rmtree(root / "usr/lib/modules")
         _configure(root)
+        progress.step("making a guest for L1")
         if demo is not None:
             _copy_image(demo, root / "lab/cache/images" / demo.folder.name)
+            (root / "lab/l2").symlink_to(f"cache/images/{demo.folder.name}")
+        else:
+            _make_l2(root, root / "lab/l2")
         progress.step("compiling L1's Python modules")
         tools.run(
             "compile L1's Python modules",
@@ -131,8 +143,7 @@ def _configure(root: Path) -> None:
         target = root / "lab/agent/tests/lab" / source.relative_to(_HERE)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    for name, call in (("kvmdbg", "kvmdbg.cli.main:main"), ("pytest", "pytest:console_main")):
-        module, _, function = call.partition(":")
+    for name, (module, function) in _COMMANDS.items():
         script = root / "lab/bin" / name
         script.write_text(
             f"#!/usr/bin/python3\nimport sys\nfrom {module} import {function}\n"
@@ -152,6 +163,21 @@ def _copy_image(image: Image, target: Path) -> None:
         os.utime(target / name, ns=(0, 0))
     manifest = msgspec.structs.replace(image.manifest, artefacts=artefacts)
     (target / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+
+
+def _make_l2(root: Path, target: Path) -> None:
+    """A guest where there is no demo image: L1's own kernel, its symbols, and a shell."""
+    target.mkdir()
+    (target / KERNEL).symlink_to("/boot/vmlinuz")
+    write_symbol_file(root / "boot/vmlinuz", target / "vmlinux", ["do_sys_openat2"])
+    archive = CpioWriter()
+    for name in ("bin", "dev", "proc"):
+        archive.directory(name)
+    archive.device("dev/console", "c", 5, 1)
+    archive.file("init", (_GUEST / "l2-init").read_bytes())
+    archive.file("bin/busybox", (root / "usr/bin/busybox").read_bytes())
+    archive.symlink("bin/sh", "busybox")
+    (target / INITRAMFS).write_bytes(gzip.compress(archive.finish(), compresslevel=1, mtime=0))
 
 
 def _make_file_system(root: Path, target: Path, tools: HostTools) -> None:

@@ -21,7 +21,7 @@ from tests.lab.errors import LabError
 from tests.lab.l1 import L1
 from tests.lab.lab import Lab
 from tests.lab.pins import read_pins
-from tests.lab.tree import ROOT, pack_tree
+from tests.lab.tree import ROOT
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]  # the first one may build everything
 
@@ -38,7 +38,7 @@ def lab() -> Lab:
 @pytest.fixture(scope="module")
 def l1(lab: Lab) -> Iterator[L1]:
     with lab.start(QUIET) as started:
-        assert started.run("true", tree=pack_tree(native=True)).status == 0
+        assert started.run("true", tree=lab.pack_tree(QUIET)).status == 0
         yield started
 
 
@@ -124,22 +124,17 @@ def test_an_l1_ends_with_a_starter_that_is_killed(lab: Lab) -> None:
         os.close(qemu)
 
 
-def test_an_l2_under_kvm_stops_where_gdb_wants(l1: L1) -> None:
+def test_an_l2_under_kvm_stops_where_gdb_wants(lab: Lab, l1: L1) -> None:
     """Its int3 reaches KVM only in an outer QEMU with the fix, a debug register only in 10."""
-    image = "$(echo /lab/cache/images/demo-*)"
-    done = l1.run(
-        f"tests/lab/smoke/l2.sh {image}/vmlinuz {image}/initramfs {image}/vmlinux ttyS0 "
-        "qemu-system-x86_64"
-    )
+    done = l1.run(" ".join(["tests/lab/inside/l2.sh", lab.machine.console, *lab.machine.l2]))
     assert done.status == 0, done.out + done.err
     for line in (
-        "kvmdbg-demo: ready",
+        ": ready",
         "hardware: stopped at 1",
         "step: moved 1",
         "software: stopped at 1",
         "again: stopped at 1",
-        "Hardware watchpoint 3: *(unsigned long *)&jiffies_64",
-        "New value = ",
+        "Hardware access (read/write) watchpoint 3: -location *(unsigned long *)($sp - 32)\n\n",
     ):
         assert line in done.out, done.out + done.err
 

@@ -10,21 +10,23 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab.errors import LabError
 from tests.lab.wheels import PYTHON
 
 ROOT = Path(__file__).parents[2]
-_BUILD = Path(sys.prefix) / "build"  # where `make setup` has meson build
+BUILD = Path(sys.prefix) / "build"
+"""Where `make setup` has meson build."""
+
 _PACKAGES = "{py_platlib}/"
 _METADATA = ("METADATA", "entry_points.txt")
 
 
-def pack_tree(*, native: bool) -> bytes:
-    """The files that git tracks or would track, as they are now.
+def pack_tree(objects: Iterable[tuple[Path, str]]) -> bytes:
+    """The files that git tracks or would track, as they are now, and *objects* by their names.
 
-    *native*: this machine's shared objects go along, where the package has them when installed.
     Raises LabError.
     """
     buffer = io.BytesIO()
@@ -42,9 +44,8 @@ def pack_tree(*, native: bool) -> bytes:
             entry = tarfile.TarInfo(f"kvmdbg-{distribution.version}.dist-info/{name}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-        if native:
-            for path, name in _built():
-                _add(tar, path, name)
+        for path, name in objects:
+            _add(tar, path, name)
     return buffer.getvalue()
 
 
@@ -76,10 +77,10 @@ def _compiled(source: Path) -> Path | None:
     return Path(importlib.util.cache_from_source(str(source))) if compiled else None
 
 
-def _built() -> list[tuple[Path, str]]:
-    """What meson builds, and where it would install it. Raises LabError."""
+def built_objects(build: Path = BUILD) -> list[tuple[Path, str]]:
+    """What meson has built in a folder, and where it would install it. Raises LabError."""
     try:
-        plan = json.loads((_BUILD / "meson-info/intro-install_plan.json").read_text())
+        plan = json.loads((build / "meson-info/intro-install_plan.json").read_text())
     except OSError as error:
         raise LabError(f"kvmdbg is not built: {error}: run 'make setup'") from error
     return [

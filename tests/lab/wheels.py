@@ -19,9 +19,9 @@ from tests.lab.pins import Wheel
 PYTHON = "3.11"
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-# The demo image is built outside; the tools that build and check stay there as well.
+# The demo image is built outside.
 _NOT_INSIDE = {"vmlinux-to-elf"}
-_FOR_TESTS = ("hypothesis", "pygdbmi", "pytest", "pytest-asyncio", "pytest-timeout")
+_FOR_TESTS = ("hypothesis", "meson", "pygdbmi", "pytest", "pytest-asyncio", "pytest-timeout")
 
 
 def wanted() -> list[str]:

@@ -11,9 +11,9 @@ continue
 printf "software: stopped at %d\n", $pc == (unsigned long)&do_sys_openat2
 continue
 printf "again: stopped at %d\n", $pc == (unsigned long)&do_sys_openat2
-delete
 
-watch *(unsigned long *)&jiffies_64
+# The function's own frame: it saves registers there.
+awatch -l *(unsigned long *)($sp - 32)
 continue
 delete
 detach
