@@ -222,7 +222,7 @@ def _spawn(
 def _arguments(
     machine: L1Machine, folder: Path, log: Path, channel: int, control: int
 ) -> list[str]:
-    append = f"console={machine.console} quiet panic=-1 mitigations=off"
+    append = f"console={machine.console} quiet panic=-1 mitigations=off {machine.append}"
     return [
         *("-name", "kvmdbg-lab", "-no-user-config", "-nodefaults", "-display", "none"),
         *("-no-reboot", *machine.arguments, "-smp", str(CPUS), "-m", str(MEMORY_MIB)),

@@ -34,6 +34,7 @@ class L1Machine:
     modules: tuple[str, ...]
     console: str
     l2: tuple[str, ...]  # the QEMU of an L2, which runs in L1
+    append: str = ""  # to the kernel's command line
     patched: bool = False  # the emulator needs the int3 fix
 
 
@@ -57,6 +58,9 @@ AARCH64 = L1Machine(
     ),
     packages=(*_COMMON_PACKAGES, "linux-image-cloud-arm64", "qemu-system-arm"),
     modules=_COMMON_MODULES,  # KVM is built in
+    # A kernel that stays at EL2 (VHE) uses a timer that QEMU does not save: L1 would be restored
+    # with a clock that never ticks.
+    append="kvm-arm.mode=nvhe",
     console="ttyAMA0",
     l2=("qemu-system-aarch64", "-machine", "virt,gic-version=3"),
 )
