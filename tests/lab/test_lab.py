@@ -20,6 +20,7 @@ from tests.lab.debian import DebCache
 from tests.lab.errors import LabError
 from tests.lab.l1 import L1
 from tests.lab.lab import Lab
+from tests.lab.machines import MACHINES
 from tests.lab.pins import read_pins
 from tests.lab.tree import ROOT
 
@@ -28,15 +29,17 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]  # the first one may b
 QUIET = SilentProgress()
 
 
-@pytest.fixture(scope="module")
-def lab() -> Lab:
-    made = Lab()
+@pytest.fixture(scope="module", params=MACHINES)
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """A lab of each architecture."""
+    made = Lab(request.param)
     made.ensure(PlainProgress())
     return made
 
 
 @pytest.fixture(scope="module")
 def l1(lab: Lab) -> Iterator[L1]:
+    """An L1 with the working tree in it."""
     with lab.start(QUIET) as started:
         assert started.run("true", tree=lab.pack_tree(QUIET)).status == 0
         yield started
@@ -69,6 +72,7 @@ def test_the_tree_is_the_working_tree_and_kvmdbg_is_on_the_path(l1: L1) -> None:
     assert any(line.split()[:1] == ["demo"] for line in listed)
 
 
+@pytest.mark.parametrize("lab", ["x86_64"], indirect=True)
 def test_the_demo_image_is_at_hand(l1: L1) -> None:
     code = (
         "from kvmdbg.images import *; import sys;"
@@ -107,7 +111,15 @@ def test_an_l1_that_dies_is_one_sentence(lab: Lab) -> None:
 
 def test_an_l1_ends_with_a_starter_that_is_killed(lab: Lab) -> None:
     starter = subprocess.Popen(
-        [sys.executable, "-m", "tests.lab", "run", "echo up; sleep 1000"],
+        [
+            sys.executable,
+            "-m",
+            "tests.lab",
+            "--arch",
+            lab.machine.arch,
+            "run",
+            "echo up; sleep 1000",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
     )
