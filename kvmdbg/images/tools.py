@@ -17,7 +17,9 @@ _PACKAGE = {
     "apt-get": "the Debian package apt",
     "cc": "the Debian package gcc",
     "dpkg-deb": "the Debian package dpkg",
+    "setpriv": "the Debian package util-linux",
     "strip": "the Debian package binutils",
+    "tar": "the Debian package tar",
     "vmlinux-to-elf": "the Python package vmlinux-to-elf",
 }
 

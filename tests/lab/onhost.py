@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kvmdbg.machine.accel import KVM_DEVICE
 from tests.lab.errors import LabError
 from tests.lab.tree import ROOT
 
@@ -14,10 +15,10 @@ from tests.lab.tree import ROOT
 def run_on_host(command: str) -> int:
     """Run a command in the tree, as an L1 would; its status. Raises LabError without KVM."""
     try:
-        os.close(os.open("/dev/kvm", os.O_RDWR))
+        os.close(os.open(KVM_DEVICE, os.O_RDWR))
     except OSError as error:
         raise LabError(
-            f"LAB=host needs this machine's KVM, and /dev/kvm says: {error.strerror}: "
+            f"LAB=host needs this machine's KVM, and {KVM_DEVICE} says: {error.strerror}: "
             "leave LAB=host out to use an emulated one"
         ) from error
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"

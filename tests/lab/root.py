@@ -43,7 +43,7 @@ _MERGED = ("bin", "sbin", "lib", "lib64")
 _PYTHON_FOLDERS = ("usr/lib/python3", "usr/lib/python3.11", "usr/local/lib/python3.11")
 _COMMANDS = {  # of Python packages
     "kvmdbg": ("kvmdbg.cli.main", "main"),
-    "pytest": ("pytest", "console_main"),
+    "pytest": ("pytest", "main"),
     "meson": ("mesonbuild.mesonmain", "main"),
     "cffi-gen-src": ("cffi._cffi_gen_src", "run"),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import pty
 import select
 import signal
 import subprocess
 import sys
+import termios
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +137,29 @@ def test_an_l1_ends_with_a_starter_that_is_killed(lab: Lab) -> None:
         assert select.select([qemu], [], [], 30)[0], "the outer QEMU outlived its starter"
     finally:
         os.close(qemu)
+
+
+def test_a_shell_has_the_terminal(lab: Lab) -> None:
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (33, 101))
+    shell = subprocess.Popen(
+        [sys.executable, "-m", "tests.lab", "--arch", lab.machine.arch, "shell"],
+        cwd=ROOT,
+        stdin=its,
+        stdout=its,
+        start_new_session=True,
+    )
+    os.close(its)
+    said = bytearray()
+    with shell, contextlib.suppress(OSError):  # EIO: it has ended
+        while b"lab:/work# " not in said:
+            said += os.read(ours, 4096)
+        os.write(ours, b"stty size; exit 3\r")
+        while True:
+            said += os.read(ours, 4096)
+    os.close(ours)
+    assert b"33 101" in said
+    assert shell.returncode == 3
 
 
 def test_an_l2_under_kvm_stops_where_gdb_wants(lab: Lab, l1: L1) -> None:
