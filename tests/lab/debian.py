@@ -116,7 +116,8 @@ class LabApt(Apt):
                 f"the mirror no longer has {gone[2]} {gone[1]}, which the lab pins: run "
                 "'make lab-update' to pin what it has now, and commit tests/lab/pins"
             )
-        raise LabError(f"cannot download the lab's packages: apt says {words!r}: try again")
+        why = f" (apt-get update said: {self._complaint})" if self._complaint else ""
+        raise LabError(f"cannot download the lab's packages: apt says {words!r}{why}: try again")
 
 
 class DebCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import socket
 import subprocess
 import tempfile
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from kvmdbg.images.tools import find_tool
 from tests.lab.channel import CHUNK, Decoder, Kind, encode
@@ -26,6 +27,7 @@ STATE = "state"
 _BOOT_TIMEOUT = 300.0
 _RESTORE_TIMEOUT = 120.0
 _POLL = 0.005
+_LOG_LIMIT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Finished:
 class L1:
     """A running L1; :func:`start_l1` makes one."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, log: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: socket.socket, log: IO[bytes]
+    ) -> None:
         self.channel = channel
         self.process = process
         self._log = log
@@ -144,7 +148,8 @@ class L1:
 
     def last_words(self) -> str:
         """The last lines of its console, and of the outer QEMU."""
-        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines()]
+        said = os.pread(self._log.fileno(), _LOG_LIMIT, 0).decode(errors="replace")
+        lines = [line.strip() for line in said.splitlines()]
         return " / ".join([line for line in lines if line][-3:]) or "it said nothing"
 
 
@@ -181,24 +186,22 @@ def _spawn(
     machine: L1Machine, folder: Path, tools: HostTools, extra: list[str]
 ) -> Iterator[tuple[L1, Monitor]]:
     """An outer QEMU that the kernel kills when we end, and whose sockets nobody else can reach."""
-    run = Path(tempfile.mkdtemp(prefix="kvmdbg-lab-"))
-    log = run / "log"
     channel, channel_end = socket.socketpair()
     control, control_end = socket.socketpair()
-    try:
-        with channel_end, control_end, log.open("wb") as errors:
+    with tempfile.TemporaryFile() as log, channel, control:
+        with channel_end, control_end:
             fds = (channel_end.fileno(), control_end.fileno())
             process = subprocess.Popen(
                 [
                     *(find_tool("setpriv"), "--pdeathsig", "KILL"),
                     *tools.emulator(machine),
-                    *_arguments(machine, folder, log, *fds),
+                    *_arguments(machine, folder, *fds),
                     *extra,
                 ],
                 env=tools.emulator_environment,
                 stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
+                stdout=log,  # with L1's console
+                stderr=log,
                 pass_fds=fds,
                 start_new_session=True,  # Ctrl-C is for us; we end it
             )
@@ -213,15 +216,9 @@ def _spawn(
         finally:
             process.kill()
             process.wait()
-    finally:
-        channel.close()
-        control.close()
-        shutil.rmtree(run, ignore_errors=True)
 
 
-def _arguments(
-    machine: L1Machine, folder: Path, log: Path, channel: int, control: int
-) -> list[str]:
+def _arguments(machine: L1Machine, folder: Path, channel: int, control: int) -> list[str]:
     append = f"console={machine.console} quiet panic=-1 mitigations=off {machine.append}"
     return [
         *("-name", "kvmdbg-lab", "-no-user-config", "-nodefaults", "-display", "none"),
@@ -232,5 +229,5 @@ def _arguments(
         *("-chardev", f"socket,id=lab,fd={channel}", "-device", "virtio-serial-pci"),
         *("-device", "virtserialport,chardev=lab,name=lab"),
         *("-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control"),
-        *("-chardev", f"file,id=console,path={log},append=on", "-serial", "chardev:console"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
     ]

@@ -53,7 +53,7 @@ class Lab:
         def build(folder: Path) -> None:
             arch = self.machine.arch
             debs = DebCache(self.cache.folder).ensure(pins.debs, arch, progress)
-            files = wheels.ensure(pins.wheels, arch, self.cache.folder / "wheels", progress)
+            files = wheels.ensure(pins.wheels, arch, self.cache.folder / "wheels" / arch, progress)
             build_root(folder, self.machine, debs, files, demo, tools, progress)
             progress.step("booting L1 to save its state")
             save_state(self.machine, folder, tools)
