@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvmdbg.machine.accel import KVM_DEVICE
 from tests.lab.errors import LabError
 from tests.lab.tree import ROOT
+
+KVM_DEVICE = Path("/dev/kvm")
 
 
 def run_on_host(command: str) -> int:
