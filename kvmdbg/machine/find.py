@@ -7,7 +7,8 @@ Everything here blocks for some milliseconds and wants a thread without an event
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -77,7 +78,7 @@ def list_vms(runtime: RuntimeDir) -> list[RunningVm]:
     """Every QEMU that we can see, those that kvmdbg launched first; sweeps stale folders."""
     runtime.sweep()
     launched = _launched(runtime)
-    sockets = survey()
+    sockets = cache(survey)
     found = [vm for pid in pids() if (vm := _look_at(pid, launched, sockets))]
     return sorted(found, key=lambda vm: (vm.info is None, vm.name, vm.pid))
 
@@ -85,14 +86,14 @@ def list_vms(runtime: RuntimeDir) -> list[RunningVm]:
 def running_vm(runtime: RuntimeDir, pid: int) -> RunningVm | None:
     """The QEMU with that pid; None when there is no such process or it is no QEMU."""
     launched = _launched(runtime)
-    return _look_at(pid, launched, survey())
+    return _look_at(pid, launched, survey)
 
 
 def _launched(runtime: RuntimeDir) -> _Launched:
     return {info.process: (folder, info) for folder, info in runtime.vms()}
 
 
-def _look_at(pid: int, launched: _Launched, sockets: UnixSockets) -> RunningVm | None:
+def _look_at(pid: int, launched: _Launched, sockets: Callable[[], UnixSockets]) -> RunningVm | None:
     argv = command_line(pid)
     process = ProcessId.of(pid)
     uid = owner_uid(pid)
@@ -111,7 +112,7 @@ def _look_at(pid: int, launched: _Launched, sockets: UnixSockets) -> RunningVm |
         uid=uid,
         arch=arch,
         accel=info.accel if info else command.accel,
-        monitors=tuple(_monitors(pid, command, sockets)),
+        monitors=tuple(_monitors(pid, command, sockets())) if command.monitors else (),
         gdb=command.gdb,
         info=info,
         folder=str(folder.path) if folder else None,

@@ -9,18 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from pyroute2 import DiagSocket  # type: ignore[import-untyped]
-from pyroute2.netlink.diag import (  # type: ignore[import-untyped]
-    SS_ESTABLISHED,
-    SS_LISTEN,
-    UDIAG_SHOW_NAME,
-    UDIAG_SHOW_PEER,
-    UDIAG_SHOW_VFS,
-)
-
 from kvmdbg.machine.processes import pids, socket_inodes
-
-_WANTED_STATES = 1 << SS_LISTEN | 1 << SS_ESTABLISHED
 
 
 @dataclass(frozen=True)
@@ -48,11 +37,22 @@ class UnixSockets:
 
 def survey() -> UnixSockets:
     """Every listening or connected unix socket that has a name."""
+    # Imported late: it takes as long as all the rest of a command, and not every one asks.
+    from pyroute2 import DiagSocket  # type: ignore[import-untyped]
+    from pyroute2.netlink.diag import (  # type: ignore[import-untyped]
+        SS_ESTABLISHED,
+        SS_LISTEN,
+        UDIAG_SHOW_NAME,
+        UDIAG_SHOW_PEER,
+        UDIAG_SHOW_VFS,
+    )
+
     sockets = UnixSockets()
     with DiagSocket() as diag:
         diag.bind()
         for message in diag.get_sock_stats(
-            states=_WANTED_STATES, show=UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER
+            states=1 << SS_LISTEN | 1 << SS_ESTABLISHED,
+            show=UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER,
         ):
             name = message.get_attr("UNIX_DIAG_NAME")
             if name is None:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from kvmdbg.machine.verdict import Verdict, kvm_verdict
 from tests.lab.errors import LabError
 from tests.lab.tree import ROOT
 
-KVM_DEVICE = Path("/dev/kvm")
 
+def run_on_host(command: str, ask_doctor: Callable[[], Verdict] = kvm_verdict) -> int:
+    """Run a command in the tree, as an L1 would; its status.
 
-def run_on_host(command: str) -> int:
-    """Run a command in the tree, as an L1 would; its status. Raises LabError without KVM."""
-    try:
-        os.close(os.open(KVM_DEVICE, os.O_RDWR))
-    except OSError as error:
+    Raises LabError unless doctor says that this machine's KVM can be debugged with.
+    """
+    verdict = ask_doctor()
+    if not verdict.kvm:
         raise LabError(
-            f"LAB=host needs this machine's KVM, and {KVM_DEVICE} says: {error.strerror}: "
+            f"LAB=host needs a KVM that is right, and {verdict.reason}: "
             "leave LAB=host out to use an emulated one"
-        ) from error
+        )
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
     environment = {**os.environ, "PATH": path, "KVMDBG_LAB": "host"}
     arguments = ["-c", command] if command else ["-i"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pty
 import select
@@ -94,6 +95,24 @@ def test_tests_run_inside_and_their_report_comes_back(l1: L1) -> None:
     assert suite is not None
     assert int(suite.attrib["tests"]) > 0
     assert suite.attrib["failures"] == suite.attrib["errors"] == "0"
+
+
+def test_its_kvm_does_what_the_matrix_says(l1: L1) -> None:
+    """The cases of Linux's debug_regs and the rest of tests/kvm, on a real KVM."""
+    done = l1.run("pytest -q --junitxml=kvm.xml tests/kvm", file="kvm.xml")
+    assert done.status == 0, done.out + done.err
+    assert done.file is not None
+    suite = ElementTree.fromstring(done.file).find("testsuite")
+    assert suite is not None
+    ran = int(suite.attrib["tests"]) - int(suite.attrib["skipped"])
+    assert ran > 20, done.out
+
+
+def test_doctor_shows_the_whole_matrix(l1: L1) -> None:
+    done = l1.run("kvmdbg doctor --json")
+    assert done.status in (0, 1), done.out + done.err
+    report = json.loads(done.out)
+    assert report["kvm"], "KVM in the lab is good enough to debug with"
 
 
 def test_a_file_that_is_not_there_does_not_come_back(l1: L1) -> None:
