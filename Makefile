@@ -91,7 +91,7 @@ check: lint typecheck ## lint, types and unit tests, in under a minute
 
 .PHONY: test
 test: lint typecheck images ## everything: lint, types, and all tests, the ones on real VMs included
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests --ignore=tests/lab
 
 # LAB=host: this machine's own KVM. ARCH=aarch64: an arm64 L1. JUNIT: a file to bring back.
 # make's own exit status is 2 whatever CMD's was; the module's is CMD's.
@@ -104,6 +104,10 @@ lab: setup ## a guest with real KVM, anywhere: times, or CMD='…' run inside (L
 	@$(run_lab) $(if $(value CMD),run --file '$(JUNIT)' -- "$$LAB_CMD",times)
 
 lab: export LAB_CMD := $(value CMD)
+
+.PHONY: lab-test
+lab-test: setup ## the lab's own tests, and tests/kvm on the KVMs in it
+	$(BIN)/pytest tests/lab
 
 .PHONY: lab-shell
 lab-shell: setup ## a shell in the lab, in a copy of the working tree
