@@ -206,11 +206,11 @@ class RuntimeDir:
 
     def is_owned(self, process: ProcessId) -> bool:
         """True while an owner holds that QEMU; makes nothing."""
-        path = self.path / "owners" / str(process)
-        if not path.is_dir():
-            return False
-        lock = FileLock(OwnerFolder(path).lock)
-        free = lock.acquire()
+        lock = FileLock(OwnerFolder(self.path / "owners" / str(process)).lock)
+        try:
+            free = lock.acquire()
+        except FileNotFoundError:
+            return False  # never owned, or swept away just now
         lock.release()
         return not free
 
