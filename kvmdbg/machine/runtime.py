@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -232,9 +233,10 @@ class RuntimeDir:
             owner = OwnerFolder(path)
             if not owner.process.alive:
                 lock = FileLock(owner.lock)
-                if lock.acquire():
-                    shutil.rmtree(path, ignore_errors=True)
-                    lock.release()
+                with contextlib.suppress(FileNotFoundError):  # another sweep was first
+                    if lock.acquire():
+                        shutil.rmtree(path, ignore_errors=True)
+                        lock.release()
 
 
 def default_path() -> Path:
