@@ -90,7 +90,7 @@ check: lint typecheck ## lint, types and unit tests, in under a minute
 	$(BIN)/pytest -q tests/unit
 
 .PHONY: test
-test: lint typecheck images ## everything: lint, types, and all tests, the ones on real VMs included
+test: lint typecheck images ## lint, types, and all tests on real VMs; the lab's own are make lab-test
 	$(BIN)/pytest tests --ignore=tests/lab
 
 # LAB=host: this machine's own KVM. ARCH=aarch64: an arm64 L1. JUNIT: a file to bring back.
