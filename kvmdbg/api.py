@@ -190,9 +190,10 @@ class Vm:
                 return printed
             self._require_here()
             if asyncio.get_running_loop().time() > deadline:
+                state = f"it is stopped ({self._stop.reason})" if self._stop else "it runs"
                 raise WaitTimeout(
-                    f"the guest did not print {text!r} within {timeout * self.time_scale:.0f} s; "
-                    f"its last words: {printed[-200:]!r}"
+                    f"the guest did not print {text!r} within {timeout * self.time_scale:.0f} s: "
+                    f"{state}; its last words: {printed[-200:]!r}"
                 )
             await asyncio.sleep(0.05)
 

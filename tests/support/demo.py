@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import re
 from functools import cache
 from pathlib import Path
 
 from kvmdbg import Vm
+from kvmdbg.errors import WaitTimeout
 from kvmdbg.images import ImageStore, builtin_dir, load_recipe
 from kvmdbg.linux.symbols import ElfSymbols
 
@@ -63,8 +65,20 @@ def is_interrupt(address: int) -> bool:
 
 
 async def booted(vm: Vm) -> None:
-    """Wait until the guest has booted and only the workload runs."""
-    await vm.wait_console(PROMPT)
+    """Wait until the guest has booted and only the workload runs.
+
+    Where it hangs, say what its vCPUs are at: that happens too rarely to be looked at again.
+    """
+    try:
+        await vm.wait_console(PROMPT)
+    except WaitTimeout as error:
+        error.add_note(f"notices: {vm.notices}\n" + await vm.monitor("info status"))
+        for _ in range(3):
+            await vm.pause()
+            error.add_note(await vm.monitor("info registers -a"))
+            await vm.resume()
+            await asyncio.sleep(0.1)
+        raise
 
 
 async def tick(vm: Vm) -> None:
