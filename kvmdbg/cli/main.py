@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,15 +18,29 @@ INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the result is the exit status."""
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        status = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
     except KvmdbgError as error:
         say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # nobody reads our output any more
+        _drop_output()  # nobody reads it any more
         return 1
+    except OSError as error:
+        # Failures of what we work on have a KvmdbgError; left is what we write to.
+        _drop_output()
+        say(f"cannot write to {error.filename or 'standard output'}: {error.strerror}")
+        return 1
+
+
+def _drop_output() -> None:
+    """What is still buffered would fail once more as Python ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _run(argv: list[str]) -> int:

@@ -55,6 +55,14 @@ async def test_a_wrong_command_line_is_one_sentence(arguments: tuple[str, ...], 
     assert words in done.sentence
 
 
+@pytest.mark.parametrize("arguments", [("ls",), ("doctor", "--json"), ("completion", "bash")])
+async def test_output_that_cannot_be_written_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    shell = f"{command.KVMDBG} {' '.join(arguments)} >/dev/full"
+    done = await command.run("bash", "-c", shell)
+    assert done.status == 1
+    assert done.sentence == "cannot write to standard output: No space left on device"
+
+
 async def test_completion_is_a_script_that_bash_accepts(tmp_path: Path) -> None:
     done = await command.kvmdbg("completion", "bash")
     assert done.status == 0
