@@ -39,7 +39,10 @@ def foreign_objects(
         archive = target / _ARCHIVE
         archive.write_bytes(done.file)
         with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
+            # CPython 3.11.2, Debian's, has neither filters nor the argument.
+            if hasattr(tarfile, "data_filter"):
+                tar.extraction_filter = tarfile.data_filter
+            tar.extractall(target)
         archive.unlink()
 
     sources = sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern))
