@@ -33,6 +33,13 @@ class Register:
     type: str = "int"
     group: str | None = None
     fetch: Fetch = Fetch.BLOCK
+    qemu: tuple[str, ...] = ()
+    """What QEMU's stub calls it, version by version, where it has another name there."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that it may have in QEMU's stub."""
+        return (self.name, *self.qemu)
 
     @property
     def size(self) -> int:
@@ -71,9 +78,8 @@ class Architecture:
     translate_needs: tuple[str, ...]
     """Registers whose values :attr:`translate` takes."""
     page_size: int = 4096
+    """Bytes of the smallest page."""
     address_bits: int = 64
-    max_instruction: int = 15
-    """Length of the longest instruction, bytes."""
     aliases: dict[str, str] = field(default_factory=dict)
 
     @cached_property
