@@ -80,6 +80,8 @@ class Architecture:
     page_size: int = 4096
     """Bytes of the smallest page."""
     address_bits: int = 64
+    watch_before: bool = False
+    """A watchpoint stops a vCPU at the instruction that accesses, not after it; gdb expects so."""
     aliases: dict[str, str] = field(default_factory=dict)
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,37 @@ async def test_an_interrupt_during_the_step_off_a_breakpoint_ends_the_run(
     assert (await run).reason == Paused()
     assert run_control.calls == ["pause"]
     assert stub.seen.count(b"vCont;c") == 1
+
+
+@pytest.mark.parametrize("plan", [ResumePlan(), ResumePlan.step(CPU)])
+async def test_an_access_that_was_reported_before_it_is_made_is_made_unwatched(
+    stub: ScriptedStub, run_control: FakeRunControl, tmp_path: Path, plan: ResumePlan
+) -> None:
+    engine = await StubEngine.open(
+        tmp_path / "stub.sock",
+        arch=replace(X86_64, watch_before=True),
+        monitor=FakeMonitor(),
+        run_control=run_control,
+        pid=None,
+    )
+    await engine.breakpoints.insert(BreakpointSpec(BreakpointKind.WRITE, Gva(0x100), 8))
+    run = await running(stub, engine, ResumePlan())
+    stub.say(b"T05thread:p01.01;watch:100;")
+    assert (await run).reason == WatchpointHit(BreakpointKind.WRITE, Gva(0x100))
+    run = await running(stub, engine, plan)
+    assert [r for r in stub.seen if r[:1] in (b"z", b"Z") or r.startswith(b"vCont")] == [
+        *(b"Z2,100,8", b"vCont;c", b"z2,100,8", b"vCont;s:p1.1"),
+    ]
+    stub.answers[b"g"] = b"11" * 8 + b"33" * 8 + b"02000000"
+    stub.say(b"T05thread:p01.01;")
+    if plan.default is Action.CONTINUE:
+        await stub.wait_resumed()
+        stub.say(b"T05thread:p01.01;watch:100;")
+        assert isinstance((await run).reason, WatchpointHit)
+    else:
+        assert await run == Stop(CPU, Stepped())
+    assert stub.seen.count(b"Z2,100,8") == 2
+    engine.abandon()
 
 
 async def test_a_step_that_changed_nothing_is_repeated(
