@@ -77,9 +77,13 @@ class Architecture:
     translate: Callable[[dict[str, int], Gva], WalkResult]
     translate_needs: tuple[str, ...]
     """Registers whose values :attr:`translate` takes."""
+    translate_may_need: tuple[str, ...] = ()
+    """Further ones, taken as 0 where the vCPU has no such register."""
     page_size: int = 4096
     """Bytes of the smallest page."""
     address_bits: int = 64
+    breakpoint_length: int = 1
+    """Bytes that a software breakpoint replaces: RSP's ``kind``."""
     watch_before: bool = False
     """A watchpoint stops a vCPU at the instruction that accesses, not after it; gdb expects so."""
     aliases: dict[str, str] = field(default_factory=dict)

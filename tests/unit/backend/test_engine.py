@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kvmdbg._native import ffi
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import X86_64
+from kvmdbg.arch.describe import WalkResult
 from kvmdbg.backend.stub import StubEngine, silence
 from kvmdbg.backend.stub.connection import StubConnection
 from kvmdbg.errors import (
@@ -135,6 +138,51 @@ async def test_the_physical_mode_ends_even_where_a_write_fails(
     with pytest.raises(MemoryFault, match="Bad address"):
         await engine.physical.write(Gpa(0), b"1")
     assert stub.seen[-1] == b"Qqemu.PhyMemMode:0"
+
+
+async def test_what_the_vcpu_may_not_write_is_written_by_its_place_in_ram(
+    stub: ScriptedStub, run_control: FakeRunControl, tmp_path: Path
+) -> None:
+    """2 MiB of RAM that is in this process, mapped at 1 GiB; the second page is not mapped."""
+
+    def translate(values: dict[str, int], address: Gva) -> WalkResult:
+        assert values == {"rax": int("11" * 8, 16), "rbx": 0}
+        yield Gpa(0)
+        return None if address >= 0x4000_1000 else Gpa(address - 0x4000_0000)
+
+    def answer(request: bytes) -> bytes:
+        return b"OK" if stub.seen[-2:-1] == [b"Qqemu.PhyMemMode:1"] else b"E14"
+
+    ram = bytearray(0x200000)
+    monitor = FakeMonitor()
+    monitor.qmp_answers["query-memdev"] = [{"id": "ram"}]
+    monitor.hmp_answers["info mtree -f"] = (
+        'FlatView #0\n AS "memory", root: system\n'
+        "  0000000000000000-00000000001fffff (prio 0, ram): ram\n"
+    )
+    for start in (0, 0x100000):
+        host = int(ffi.cast("uintptr_t", ffi.from_buffer(ram))) + start
+        monitor.hmp_answers[f"gpa2hva {start:#x}"] = f"Host virtual address is {host:#x}"
+    engine = await StubEngine.open(
+        tmp_path / "stub.sock",
+        arch=replace(
+            X86_64,
+            translate=translate,
+            translate_needs=("rax",),
+            translate_may_need=("rbx",),
+        ),
+        monitor=monitor,
+        run_control=run_control,
+        pid=os.getpid(),
+    )
+    stub.answers[b"M"] = answer
+    await engine.memory.write(CPU, Gva(0x4000_0FFC), b"ab")
+    assert [request for request in stub.seen if request[:1] in (b"M", b"Q")][-4:] == [
+        *(b"M40000ffc,2:6162", b"Qqemu.PhyMemMode:1", b"Mffc,2:6162", b"Qqemu.PhyMemMode:0"),
+    ]
+    with pytest.raises(MemoryFault, match="Bad address"):
+        await engine.memory.write(CPU, Gva(0x4000_0FFC), b"abcdefgh")
+    engine.abandon()
 
 
 # --- running -------------------------------------------------------------------------------------
