@@ -59,8 +59,8 @@ $(INSTALLED): pyproject.toml meson.build $(NATIVE)
 	@echo "setup: done"
 
 .PHONY: images
-images: setup ## build the demo image (kernel, initramfs, symbols) into the user's cache
-	$(BIN)/kvmdbg images demo
+images: setup ## build the demo images (kernel, initramfs, symbols) into the user's cache
+	@for recipe in vm-images/*/recipe.toml; do $(BIN)/kvmdbg images "$$(basename "$$(dirname "$$recipe")")"; done
 
 .PHONY: demo
 demo: setup ## debug a Debian kernel with gdb: a transcript, then (on a terminal) the gdb prompt
