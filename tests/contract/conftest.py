@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import cache
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kvmdbg.addr import Gpa, Gva
-from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from tests.contract.guest import Guest, LiveVm, build, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
-from tests.contract.subject import Subject, interrupted
+from tests.contract.subject import BOOT, Subject, interrupted
 from tests.support.fake_engine import CODE, DATA, RAM_BASE, RAM_SIZE, Access, FakeVm
 
 
@@ -110,10 +111,18 @@ async def stub_subject(vm: LiveVm) -> Subject:
 
 
 async def reach_loop(vm: LiveVm, subject: Subject) -> None:
-    """Run until each vCPU has been round its loop."""
-    loops = range(vm.guest.symbols["loop"], vm.guest.symbols["answer"])
+    """Run until each vCPU has been round its loop, and vCPU 0 is at the start of its own."""
+    loops = range(vm.guest.symbols["loop"], vm.guest.symbols["halting"])
     for _ in range(100):
         await interrupted(subject, after=0.02)
-        if all([await subject.pc(vcpu) in loops for vcpu in subject.engine.vcpus]):
-            return
-    pytest.fail("the guest did not start")
+        if all([await subject.pc(vcpu) in loops for vcpu in subject.engine.vcpus if vcpu != BOOT]):
+            break
+    else:
+        pytest.fail("the guest did not start")
+    # A pause meets vCPU 0 in its interrupt handler more often than not.
+    start = BreakpointSpec(BreakpointKind.HARDWARE, vm.guest.symbols["loop"])
+    await subject.engine.breakpoints.insert(start)
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await subject.run()
+    await subject.engine.breakpoints.remove(start)
