@@ -86,6 +86,8 @@ class StubRegisters:
         return resized(from_hex(reply), register.size)
 
     async def _ask_monitor(self, vcpu: VcpuIndex, register: Register) -> bytes | None:
+        if register.name not in hmp.SYSTEM_REGISTERS:
+            return None
         if vcpu not in self._system:
             self._system[vcpu] = await hmp.system_registers(self._monitor, vcpu)
         value = self._system[vcpu].get(register.name)

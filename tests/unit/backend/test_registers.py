@@ -41,8 +41,13 @@ V0, ABSENT = 3, 4
 
 
 @pytest.fixture
+def monitor() -> FakeMonitor:
+    return FakeMonitor()
+
+
+@pytest.fixture
 async def engine(
-    stub: ScriptedStub, run_control: FakeRunControl, tmp_path: Path
+    stub: ScriptedStub, run_control: FakeRunControl, tmp_path: Path, monitor: FakeMonitor
 ) -> AsyncIterator[StubEngine]:
     wide = b'<reg name="z0" bitsize="256" regnum="70"/></feature>'
     stub.answers[b"qXfer:features:read:target.xml:"] = b"l" + TARGET.replace(b"</feature>", wide)
@@ -50,7 +55,7 @@ async def engine(
     engine = await StubEngine.open(
         tmp_path / "stub.sock",
         arch=ARCH,
-        monitor=FakeMonitor(),
+        monitor=monitor,
         run_control=run_control,
         pid=None,
     )
@@ -58,11 +63,14 @@ async def engine(
     engine.abandon()
 
 
-async def test_it_is_asked_for_alone_and_once(stub: ScriptedStub, engine: StubEngine) -> None:
+async def test_it_is_asked_for_alone_and_once(
+    stub: ScriptedStub, engine: StubEngine, monitor: FakeMonitor
+) -> None:
     for _ in range(2):
         assert await engine.registers.read_register(CPU, V0) == b"\x22" * 16
     assert stub.seen.count(b"p46") == 1
     assert await engine.registers.read_register(CPU, ABSENT) is None
+    assert "info registers -a" not in monitor.asked, "which has nothing of that name"
     engine.execution.forget()
     stub.answers[b"p46"] = b"E14"
     assert await engine.registers.read_register(CPU, V0) is None
