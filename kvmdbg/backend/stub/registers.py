@@ -20,6 +20,10 @@ _PART = 0xF00
 """Bytes of the target description asked for at once; QEMU's packets end at 4 KiB."""
 
 
+_QUAD = 16
+"""Bytes of the widest register that is no SVE register; of those we write the first as many."""
+
+
 class StubRegisters:
     """Implements :class:`kvmdbg.target.capabilities.Registers`; remembers until told to forget."""
 
@@ -127,15 +131,19 @@ class StubRegisters:
             raise RegisterError(f"QEMU's gdbstub cannot write {register.name}")
 
     async def _write(self, vcpu: VcpuIndex, number: int, value: bytes) -> None:
-        slot = self._slots[number]
+        slot, register = self._slots[number], self._arch.registers[number]
         assert slot is not None, "checked"
         await self._threads.select(vcpu)
-        reply = await self._connection.request(
-            requests.write_register(slot.number, resized(value, slot.size))
-        )
+        await self._put(register, slot, resized(value, slot.size))
+        if slot.size > _QUAD and await self._ask(vcpu, slot, register) != value:
+            # QEMU before 10.1 takes the halves of SVE's quadwords in the wrong order.
+            swapped = value[_QUAD // 2 :] + value[: _QUAD // 2]
+            await self._put(register, slot, resized(swapped, slot.size))
+
+    async def _put(self, register: Register, slot: Slot, data: bytes) -> None:
+        reply = await self._connection.request(requests.write_register(slot.number, data))
         if reply != b"OK":
-            name = self._arch.registers[number].name
-            raise RegisterError(f"register {name} cannot be written: {describe(reply)}")
+            raise RegisterError(f"register {register.name} cannot be written: {describe(reply)}")
 
 
 async def fetch_layout(connection: StubConnection) -> dict[str, Slot]:

@@ -87,6 +87,20 @@ async def test_it_is_written(stub: ScriptedStub, engine: StubEngine) -> None:
     assert await engine.registers.read_register(CPU, V0) == b"\x33" * 16
 
 
+async def test_halves_that_come_back_swapped_are_swapped_first(
+    stub: ScriptedStub, engine: StubEngine
+) -> None:
+    def write(request: bytes) -> bytes:
+        data = request.partition(b"=")[2]
+        stub.answers[b"p46"] = data[16:32] + data[:16] + data[32:]
+        return b"OK"
+
+    stub.answers[b"P46="] = write
+    value = b"\x33" * 8 + b"\x44" * 8
+    await engine.registers.write_registers(CPU, {V0: value})
+    assert await engine.registers.read_register(CPU, V0) == value
+
+
 async def test_a_write_that_changes_nothing_is_an_error(
     stub: ScriptedStub, engine: StubEngine
 ) -> None:
