@@ -19,5 +19,12 @@ class Board:
 
 BOARDS = {
     "x86_64": Board("qemu-system-x86", machine="q35", cpu="max", console="ttyS0"),
+    "aarch64": Board(
+        "qemu-system-arm",
+        machine="virt,gic-version=3",
+        # TCG takes two to five times as long with pauth, and gdb cannot read signed addresses.
+        cpu="max,pauth=off",
+        console="ttyAMA0",
+    ),
 }
 """By architecture, as :data:`kvmdbg.arch.ARCHITECTURES` names them."""
