@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmdbg.addr import Gpa, Gva
-from kvmdbg.arch import X86_64, Architecture
+from kvmdbg.arch import AARCH64, X86_64, Architecture
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,5 +84,29 @@ PLATFORMS = (
         nop=1,
         answer=(1, b"\x22"),
         masked=("eflags", 2),
+    ),
+    Platform(
+        arch=AARCH64,
+        source="guest_aarch64.S",
+        qemu=("-machine", "virt", "-cpu", "max,pauth=off"),
+        image=Gva(0xFFFF_FF80_0020_0000),
+        copy=Gpa(0x4020_0000),
+        small=Gva(0x8000_0000),
+        rom=Gva(0),
+        device=(Gpa(0x0900_0FE0), bytes.fromhex("1100000010000000")),  # PL011
+        system={
+            "TTBR0_EL1": 0x4010_0000,
+            "TTBR1_EL1": 0x4010_1000,
+            "TCR_EL1": 0xB519_3519,
+            "VBAR_EL1": 0xFFFF_FF80_0020_0800,
+        },
+        general="x19",
+        vector="v7",
+        flags=("cpsr", 0x6000_03C5),
+        writable={"v31": 0x1234 << 64, "fpsr": 0x9F, "fpcr": 0x0300_0000, "sp": 0x1000},
+        constant="TCR_EL1",
+        nop=4,
+        answer=(0, bytes.fromhex("40048052")),
+        sum="x2",
     ),
 )
