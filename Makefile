@@ -16,7 +16,8 @@ C_SOURCES := $(wildcard kvmdbg/native/*.[ch] kvmdbg/agent/native/*.[ch] vm-image
 SHELL_SCRIPTS := $(shell grep -rlIE '^\#!/.*\bsh$$|^\#!/.*\bbash$$' .ci tests vm-images --exclude='*.py')
 
 # Commands the tools call, each with the Debian package that has it; headers the C sources need likewise.
-APT_COMMANDS := gcc:gcc git:git gdb:gdb cpio:cpio qemu-system-x86_64:qemu-system-x86
+APT_COMMANDS := gcc:gcc git:git gdb:gdb cpio:cpio qemu-system-x86_64:qemu-system-x86 \
+	aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gdb-multiarch:gdb-multiarch qemu-system-aarch64:qemu-system-arm
 APT_HEADERS := stdlib.h:libc6-dev linux/kvm.h:linux-libc-dev
 
 .PHONY: help

@@ -97,6 +97,8 @@ def _unpack_bzimage(image: bytes) -> bytes:
 # Kinds of kernel files: name, where a magic number is and which, least size, unpacker.
 _KERNELS: tuple[tuple[str, int, bytes, int, Callable[[bytes], bytes]], ...] = (
     ("an x86 bzImage", 0x202, b"HdrS", _PAYLOAD_OFFSET + 8, _unpack_bzimage),
+    # kernel Documentation/arm64/booting.rst; vmlinux-to-elf reads it as it is
+    ("an arm64 Image", 0x38, b"ARM\x64", 0x40, bytes),
 )
 
 
