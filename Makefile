@@ -16,7 +16,8 @@ C_SOURCES := $(wildcard kvmdbg/native/*.[ch] kvmdbg/agent/native/*.[ch] vm-image
 SHELL_SCRIPTS := $(shell grep -rlIE '^\#!/.*\bsh$$|^\#!/.*\bbash$$' .ci tests vm-images --exclude='*.py')
 
 # Commands the tools call, each with the Debian package that has it; headers the C sources need likewise.
-APT_COMMANDS := gcc:gcc git:git gdb:gdb cpio:cpio qemu-system-x86_64:qemu-system-x86
+APT_COMMANDS := gcc:gcc git:git gdb:gdb cpio:cpio qemu-system-x86_64:qemu-system-x86 \
+	aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gdb-multiarch:gdb-multiarch qemu-system-aarch64:qemu-system-arm
 APT_HEADERS := stdlib.h:libc6-dev linux/kvm.h:linux-libc-dev
 
 .PHONY: help
@@ -59,8 +60,8 @@ $(INSTALLED): pyproject.toml meson.build $(NATIVE)
 	@echo "setup: done"
 
 .PHONY: images
-images: setup ## build the demo image (kernel, initramfs, symbols) into the user's cache
-	$(BIN)/kvmdbg images demo
+images: setup ## build the demo images (kernel, initramfs, symbols) into the user's cache
+	@for recipe in vm-images/*/recipe.toml; do $(BIN)/kvmdbg images "$$(basename "$$(dirname "$$recipe")")"; done
 
 .PHONY: demo
 demo: setup ## debug a Debian kernel with gdb: a transcript, then (on a terminal) the gdb prompt

@@ -351,7 +351,8 @@ class Vm:
     async def breakpoint(self, where: int | str, *, hardware: bool = False) -> Breakpoint:
         """Insert a breakpoint, also while the VM runs. Raises BreakpointError."""
         kind = BreakpointKind.HARDWARE if hardware else BreakpointKind.SOFTWARE
-        return await self._insert(BreakpointSpec(kind, self.address(where), 1))
+        length = self.arch.breakpoint_length
+        return await self._insert(BreakpointSpec(kind, self.address(where), length))
 
     async def watchpoint(
         self, where: int | str, length: int = 8, kind: BreakpointKind = BreakpointKind.WRITE

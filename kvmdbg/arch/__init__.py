@@ -6,10 +6,11 @@ To add one: write its register table and page walk beside :mod:`kvmdbg.arch.x86_
 
 from __future__ import annotations
 
+from kvmdbg.arch.aarch64 import AARCH64
 from kvmdbg.arch.describe import Architecture, Feature, Register
 from kvmdbg.arch.x86_64 import X86_64
 
-ARCHITECTURES = {arch.name: arch for arch in (X86_64,)}
+ARCHITECTURES = {arch.name: arch for arch in (X86_64, AARCH64)}
 """Every architecture, by its QEMU name (``qemu-system-NAME``)."""
 
-__all__ = ["ARCHITECTURES", "X86_64", "Architecture", "Feature", "Register"]
+__all__ = ["AARCH64", "ARCHITECTURES", "X86_64", "Architecture", "Feature", "Register"]

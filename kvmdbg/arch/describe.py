@@ -33,6 +33,13 @@ class Register:
     type: str = "int"
     group: str | None = None
     fetch: Fetch = Fetch.BLOCK
+    qemu: tuple[str, ...] = ()
+    """What QEMU's stub calls it, version by version, where it has another name there."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that it may have in QEMU's stub."""
+        return (self.name, *self.qemu)
 
     @property
     def size(self) -> int:
@@ -70,10 +77,15 @@ class Architecture:
     translate: Callable[[dict[str, int], Gva], WalkResult]
     translate_needs: tuple[str, ...]
     """Registers whose values :attr:`translate` takes."""
+    translate_may_need: tuple[str, ...] = ()
+    """Further ones, taken as 0 where the vCPU has no such register."""
     page_size: int = 4096
+    """Bytes of the smallest page."""
     address_bits: int = 64
-    max_instruction: int = 15
-    """Length of the longest instruction, bytes."""
+    breakpoint_length: int = 1
+    """Bytes that a software breakpoint replaces: RSP's ``kind``."""
+    watch_before: bool = False
+    """A watchpoint stops a vCPU at the instruction that accesses, not after it; gdb expects so."""
     aliases: dict[str, str] = field(default_factory=dict)
 
     @cached_property

@@ -6,15 +6,9 @@ section 10.2.3 (MXCSR).
 
 from __future__ import annotations
 
+from kvmdbg.arch.types import flags
 
-def _flags(name: str, size: int, bits: str) -> str:
-    """A ``flags`` type of ``size`` bytes from words ``NAME:bit`` (no name: always set)."""
-    pairs = [word.split(":") for word in bits.split()]
-    fields = "\n".join(f'<field name="{bit}" start="{at}" end="{at}"/>' for bit, at in pairs)
-    return f'<flags id="{name}" size="{size}">\n{fields}\n</flags>'
-
-
-CORE_TYPES = _flags(
+CORE_TYPES = flags(
     "x64_eflags",
     4,
     "CF:0 :1 PF:2 AF:4 ZF:6 SF:7 TF:8 IF:9 DF:10 OF:11 NT:14 RF:16 VM:17 AC:18 VIF:19 VIP:20 ID:21",
@@ -40,32 +34,27 @@ _VEC128 = """
 </union>
 """
 
-SSE_TYPES = _VEC128 + _flags(
+SSE_TYPES = _VEC128 + flags(
     "x64_mxcsr",
     4,
     "IE:0 DE:1 ZE:2 OE:3 UE:4 PE:5 DAZ:6 IM:7 DM:8 ZM:9 OM:10 UM:11 PM:12 FZ:15",
 )
 
-_CR3 = """<flags id="x64_cr3" size="8">
-<field name="PCID" start="0" end="11"/>
-<field name="PDBR" start="12" end="63"/>
-</flags>"""
-
 SYSTEM_TYPES = "\n".join(
     (
-        _flags(
+        flags(
             "x64_cr0",
             8,
             "PE:0 MP:1 EM:2 TS:3 ET:4 NE:5 WP:16 AM:18 NW:29 CD:30 PG:31",
         ),
-        _CR3,
-        _flags(
+        flags("x64_cr3", 8, "PCID:0-11 PDBR:12-63"),
+        flags(
             "x64_cr4",
             8,
             "VME:0 PVI:1 TSD:2 DE:3 PSE:4 PAE:5 MCE:6 PGE:7 PCE:8 OSFXSR:9 OSXMMEXCPT:10 UMIP:11"
             " LA57:12 VMXE:13 SMXE:14 FSGSBASE:16 PCIDE:17 OSXSAVE:18 SMEP:20 SMAP:21 PKE:22"
             " CET:23 PKS:24",
         ),
-        _flags("x64_efer", 8, "SCE:0 LME:8 LMA:10 NXE:11 SVME:12 LMSLE:13 FFXSR:14 TCE:15"),
+        flags("x64_efer", 8, "SCE:0 LME:8 LMA:10 NXE:11 SVME:12 LMSLE:13 FFXSR:14 TCE:15"),
     )
 )

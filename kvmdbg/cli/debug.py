@@ -91,7 +91,7 @@ def _tell(event: VmEvent, ended: asyncio.Future[Gone]) -> None:
 
 async def _watch(status: VmStatus, ended: asyncio.Future[Gone]) -> int:
     """Stay until Ctrl-C or the VM's end, telling what happens."""
-    say(f"connect with: {connect_hint(status)}")
+    say(f"connect with: {await connect_hint(status)}")
     say("Ctrl-C leaves; the VM " + _after_leaving(status))
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()

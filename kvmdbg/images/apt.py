@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmdbg.errors import ImageError
+from kvmdbg.images.ports import PORTS
 from kvmdbg.images.tools import find_tool, last_words, tool_environment
 from kvmdbg.progress import Progress
-
-DEBIAN_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # Read with -c, that is after the machine's own configuration. The hooks belong to the machine
 # (docker-clean's would empty its package cache); of the indexes we need Packages alone.
@@ -98,7 +97,7 @@ class Apt:
 
     def __init__(self, folder: Path, arch: str) -> None:
         self._folder = folder
-        self._arch = DEBIAN_ARCH[arch]
+        self._arch = PORTS[arch].name
         self._config = folder / "apt.conf"
         self._debs = folder / "debs"
         self._complaint = ""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import lzma
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kvmdbg.errors import ImageError
 from kvmdbg.images.apt import Apt, Package
 from kvmdbg.images.cpio import CpioWriter
 from kvmdbg.images.deb import read_members
 from kvmdbg.images.kernel import decompress_kernel, write_symbol_file
+from kvmdbg.images.ports import compiler, stripper
 from kvmdbg.images.recipe import FileOrigin, Program, Recipe
 from kvmdbg.images.tools import run_tool
 from kvmdbg.progress import Progress
@@ -111,15 +111,15 @@ def _compile(recipe: Recipe, program: Program, target: Path, *, source_home: Pat
     sources = target.parent / "src"
     sources.mkdir(exist_ok=True)
     for name in program.sources:
-        (sources / name).write_bytes(recipe.sources[name])
+        (sources / PurePosixPath(name).name).write_bytes(recipe.sources[name])
     run_tool(
-        "cc",
+        compiler(recipe.spec.arch),
         [
             *program.flags,
             *_LINK_FLAGS,
             f"-ffile-prefix-map={sources}={source_home}",
             *("-o", str(target)),
-            *(name for name in program.sources if name.endswith(".c")),
+            *(PurePosixPath(name).name for name in program.sources if name.endswith(".c")),
         ],
         what=f"compile {target.name}",
         cwd=sources,
@@ -134,7 +134,7 @@ def _initramfs(recipe: Recipe, inputs: _Inputs, folder: Path) -> bytes:
     for path, device in sorted(spec.devices.items()):
         archive.device(path, device.type, device.major, device.minor, device.mode)
     for path, origin in sorted(recipe.files.items()):
-        archive.file(path, _content(origin, recipe.sources, inputs, folder))
+        archive.file(path, _content(origin, recipe, inputs, folder))
     for path, target in sorted(spec.symlinks.items()):
         archive.symlink(path, target)
     return archive.finish()
@@ -146,23 +146,21 @@ def _with_parents(directories: tuple[str, ...]) -> list[str]:
     return sorted({"/".join(p[: depth + 1]) for p in parts for depth in range(len(p))})
 
 
-def _content(
-    origin: FileOrigin, sources: Mapping[str, bytes], inputs: _Inputs, folder: Path
-) -> bytes:
+def _content(origin: FileOrigin, recipe: Recipe, inputs: _Inputs, folder: Path) -> bytes:
     match origin.kind:
         case "source":
-            return sources[origin.name]
+            return recipe.sources[origin.name]
         case "module":
             return inputs.modules[origin.name]
         case "package":
             return inputs.files[origin.package, origin.name]
         case "program":
-            return _stripped(folder / origin.name)
+            return _stripped(folder / origin.name, recipe.spec.arch)
 
 
-def _stripped(program: Path) -> bytes:
+def _stripped(program: Path, arch: str) -> bytes:
     """A program without symbols: the initramfs then does not depend on where it was built."""
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / program.name
-        run_tool("strip", ["-o", str(target), str(program)], what=f"strip {program.name}")
+        run_tool(stripper(arch), ["-o", str(target), str(program)], what=f"strip {program.name}")
         return target.read_bytes()

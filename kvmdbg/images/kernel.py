@@ -21,7 +21,6 @@ _PT_LOAD = 1
 
 # x86 boot protocol (kernel Documentation/arch/x86/boot.rst), offsets in the file.
 _SETUP_SECTS = 0x1F1
-_HEADER_MAGIC = 0x202
 _PROTOCOL_VERSION = 0x206
 _PAYLOAD_OFFSET = 0x248  # two __le32: payload_offset, payload_length; since protocol 2.08
 _SECTOR = 512
@@ -71,13 +70,8 @@ _FORMATS: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
 }
 
 
-def decompress_kernel(image: bytes) -> bytes:
-    """The ELF file inside a bzImage, as the boot loader's payload (relocations may follow it).
-
-    Raises ImageError when *image* is no bzImage or its compression is unknown.
-    """
-    if len(image) < _PAYLOAD_OFFSET + 8 or image[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
-        raise ImageError("the kernel file is not an x86 bzImage")
+def _unpack_bzimage(image: bytes) -> bytes:
+    """The ELF file inside: the boot loader's payload, which relocations may follow."""
     (version,) = struct.unpack_from("<H", image, _PROTOCOL_VERSION)
     if version < 0x208:
         raise ImageError(f"the kernel's boot protocol {version:#x} is too old to hold an ELF file")
@@ -98,6 +92,26 @@ def decompress_kernel(image: bytes) -> bytes:
     if not unpacked.startswith(_ELF_MAGIC):
         raise ImageError(f"the kernel's {name} payload does not hold an ELF file")
     return unpacked
+
+
+# Kinds of kernel files: name, where a magic number is and which, least size, unpacker.
+_KERNELS: tuple[tuple[str, int, bytes, int, Callable[[bytes], bytes]], ...] = (
+    ("an x86 bzImage", 0x202, b"HdrS", _PAYLOAD_OFFSET + 8, _unpack_bzimage),
+    # kernel Documentation/arm64/booting.rst; vmlinux-to-elf reads it as it is
+    ("an arm64 Image", 0x38, b"ARM\x64", 0x40, bytes),
+)
+
+
+def decompress_kernel(image: bytes) -> bytes:
+    """What vmlinux-to-elf takes, out of a kernel as boot loaders take it.
+
+    Raises ImageError when *image* is no such file or its compression is unknown.
+    """
+    for _, offset, magic, size, unpack in _KERNELS:
+        if image[offset : offset + len(magic)] == magic and len(image) >= size:
+            return unpack(image)
+    names = " or ".join(name for name, *_ in _KERNELS)
+    raise ImageError(f"the kernel file is not {names}")
 
 
 def write_symbol_file(kernel: Path, target: Path, required: Iterable[str]) -> None:

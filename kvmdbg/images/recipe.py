@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -10,9 +11,14 @@ from typing import Literal
 import msgspec
 
 from kvmdbg.errors import ImageError
+from kvmdbg.images.ports import PORTS
 
 # Part of every image's key: raise it when the same recipe would now give another image.
 BUILDER_VERSION = 1
+
+
+# A file beside the recipe, or beside the recipe in a neighbouring folder.
+_SOURCE = re.compile(r"(\.\./[\w-]+/)?[\w.-]+")
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +33,7 @@ class Kernel(_Table, frozen=True):
 class Program(_Table, frozen=True):
     """A freestanding C program, linked statically; its ELF file is an artefact, with symbols."""
 
-    sources: tuple[str, ...]  # headers too: nothing else is there when it is compiled
+    sources: tuple[str, ...]  # headers too: these alone are there when it is compiled
     flags: tuple[str, ...] = ()
 
 
@@ -50,7 +56,7 @@ class Spec(_Table, frozen=True):
     """The file as it stands."""
 
     name: str
-    arch: Literal["x86_64"]
+    arch: str
     kernel: Kernel
     initramfs: Initramfs
     programs: dict[str, Program] = {}
@@ -60,7 +66,7 @@ class Spec(_Table, frozen=True):
 class FileOrigin:
     """Where a file of the initramfs comes from.
 
-    ``source:NAME`` a file beside the recipe · ``program:NAME`` a program of the recipe, stripped ·
+    ``source:NAME`` a source of the recipe · ``program:NAME`` a program of the recipe, stripped ·
     ``module:NAME`` a module of the kernel package · ``package:PACKAGE:PATH`` a file of a package.
     """
 
@@ -76,7 +82,7 @@ class Recipe:
     path: Path
     spec: Spec
     files: dict[str, FileOrigin]  # path in the initramfs → origin
-    sources: dict[str, bytes]  # name beside the recipe → content
+    sources: dict[str, bytes]  # path, from the recipe's folder → content
     key: str  # hash of everything above and of the builder
 
     @property
@@ -97,6 +103,9 @@ def load_recipe(path: Path) -> Recipe:
         raise ImageError(f"{path}: {error}") from error
     if not spec.name or PurePosixPath(spec.name).name != spec.name:
         raise ImageError(f"{path}: name: {spec.name!r} cannot be part of a file's name")
+
+    if spec.arch not in PORTS:
+        raise ImageError(f"{path}: arch: expected {' or '.join(PORTS)}, got {spec.arch!r}")
 
     files = {
         target: _origin(path, spec, target, text) for target, text in spec.initramfs.files.items()
@@ -131,8 +140,10 @@ def _origin(path: Path, spec: Spec, target: str, text: str) -> FileOrigin:
 
 
 def _read_source(path: Path, name: str) -> bytes:
-    if PurePosixPath(name).name != name:
-        raise ImageError(f"{path}: the source {name!r} is not a plain file name")
+    if not _SOURCE.fullmatch(name):
+        raise ImageError(
+            f"{path}: the source {name!r} is neither a file beside the recipe nor ../RECIPE/FILE"
+        )
     try:
         return (path.parent / name).read_bytes()
     except OSError as error:

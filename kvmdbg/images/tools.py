@@ -20,6 +20,10 @@ _PACKAGE = {
     "setpriv": "the Debian package util-linux",
     "strip": "the Debian package binutils",
     "tar": "the Debian package tar",
+    "aarch64-linux-gnu-gcc": "the Debian package gcc-aarch64-linux-gnu",
+    "aarch64-linux-gnu-strip": "the Debian package binutils-aarch64-linux-gnu",
+    "x86_64-linux-gnu-gcc": "the Debian package gcc-x86-64-linux-gnu",
+    "x86_64-linux-gnu-strip": "the Debian package binutils-x86-64-linux-gnu",
     "vmlinux-to-elf": "the Python package vmlinux-to-elf",
 }
 

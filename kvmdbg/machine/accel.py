@@ -6,6 +6,7 @@ work. There is no engine for it yet, so it is TCG everywhere, for one of two rea
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,19 @@ class Choice:
     reason: str
 
 
-def choose_accelerator(wanted: str, ask_doctor: Callable[[], Verdict] = kvm_verdict) -> Choice:
-    """``auto``, ``kvm`` or ``tcg`` to what is used; ``auto`` may take half a second.
+def choose_accelerator(
+    wanted: str, arch: str, ask_doctor: Callable[[], Verdict] = kvm_verdict
+) -> Choice:
+    """``auto``, ``kvm`` or ``tcg`` to what is used for a guest; ``auto`` may take half a second.
 
     Raises AcceleratorError.
     """
+    host = platform.machine()
+    if wanted != "tcg" and arch != host:
+        reason = f"KVM runs no {arch} guest on an {host} host"
+        if wanted == "kvm":
+            raise AcceleratorError(f"{reason}: use --accel tcg, or auto, which picks it")
+        return Choice("tcg", reason)
     if wanted == "kvm":
         raise AcceleratorError(
             "kvmdbg cannot debug under KVM yet: use --accel tcg, or auto, which picks it"

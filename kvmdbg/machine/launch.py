@@ -67,7 +67,7 @@ async def launch_vm(
         if other.name == name:
             raise OwnerError(f"a VM named {name} runs already (pid {other.pid}): use --name")
     wanted = options.accel if options.accel != "auto" else definition.accel
-    accel = await asyncio.to_thread(choose_accelerator, wanted)
+    accel = await asyncio.to_thread(choose_accelerator, wanted, definition.arch)
     engine = choose_engine(options.engine)
     notices = [] if accel.name == wanted else [f"accelerator {accel.name}: {accel.reason}"]
     extra, had_host_cpu = without_host_cpu(definition.extra_args)

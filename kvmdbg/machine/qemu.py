@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvmdbg.errors import LaunchError
+from kvmdbg.machine.boards import BOARDS
 from kvmdbg.machine.define import BootFiles, Definition
 from kvmdbg.machine.runtime import VmFolder
 
 MINIMUM_VERSION = (7, 2)
 
-_PACKAGES = {"x86_64": "qemu-system-x86"}
 _VERSION_TIMEOUT = 30.0
 
 _versions: dict[tuple[str, int], tuple[int, int, int]] = {}  # by path and mtime of the program
@@ -35,7 +35,7 @@ def find_qemu(definition: Definition) -> str:
     if found is None:
         raise LaunchError(
             f"QEMU is missing: {name} is not on the PATH: install it "
-            f"(apt-get install {_PACKAGES[definition.arch]})"
+            f"(apt-get install {BOARDS[definition.arch].package})"
         )
     return found
 
@@ -102,10 +102,11 @@ def arguments(
     The VM is frozen at its first instruction. A shutdown or panic pauses it, so that a debugger
     can look; two monitors are there, ours and one for others.
     """
+    board = BOARDS[definition.arch]
     return [
         *("-name", f"guest={name},debug-threads=on"),
         *("-no-user-config", "-nodefaults", "-display", "none"),
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-machine", board.machine, "-accel", "tcg,thread=multi", "-cpu", board.cpu),
         *("-smp", str(definition.cpus), "-m", definition.memory),
         "-S",
         *("-action", "reboot=reset,shutdown=pause,panic=pause"),
@@ -113,7 +114,7 @@ def arguments(
         *_monitor("free", folder.monitor),
         *("-gdb", f"unix:{_quote(folder.stub)},server=on,wait=off"),
         *_console(folder),
-        *("-device", "virtio-rng-pci", "-device", "pvpanic-pci"),
+        *(word for device in board.devices for word in ("-device", device)),
         *_boot(definition, files),
         *_disk(files.disk),
         *extra,
@@ -150,7 +151,7 @@ def kernel_command_line(definition: Definition) -> str:
     if not definition.kaslr and "nokaslr" not in words:
         words.append("nokaslr")
     if not any(word.startswith("console=") for word in words):
-        words.append("console=ttyS0")
+        words.append(f"console={BOARDS[definition.arch].console}")
     return " ".join(words)
 
 

@@ -71,8 +71,9 @@ class Execution(Protocol):
     async def run(self, plan: ResumePlan) -> Stop:
         """Let the VM run as ``plan`` says and return when it has stopped.
 
-        A vCPU that continues from a breakpoint whose hit was reported executes that instruction
-        first. Raises VmGone when the VM ends meanwhile.
+        A vCPU that continues from a breakpoint whose hit was reported, or steps or continues from
+        a watched access that was reported before it is made, executes that instruction first.
+        Raises VmGone when the VM ends meanwhile.
         """
         ...
 

@@ -24,7 +24,8 @@ class BreakpointHit(msgspec.Struct, frozen=True, tag="breakpoint"):
 
 
 class WatchpointHit(msgspec.Struct, frozen=True, tag="watchpoint"):
-    """An access to watched memory happened; pc is after the accessing instruction.
+    """An access to watched memory happened, and pc is after the accessing instruction; where the
+    architecture says ``watch_before``, it is about to happen, and pc is at that instruction.
 
     ``address`` is the start of the watched range (GVA).
     """

@@ -1,4 +1,4 @@
-"""Builds the guest of guest.S and runs it under QEMU."""
+"""Builds the guests and runs them under QEMU."""
 
 from __future__ import annotations
 
@@ -13,35 +13,28 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from kvmdbg.addr import Gva
-from kvmdbg.arch import X86_64
 from kvmdbg.backend.stub import StubEngine
+from kvmdbg.images.ports import compiler
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.qmp import QmpConnection
-
-IMAGE = 0xFFFF_FFFF_8020_0000
-"""GVA of GPA :data:`COPY` in the guest."""
-
-COPY = 0x20_0000
-SMALL = Gva(0x4000_0000)
-"""GVA of a single page at GPA 0x300000."""
-
-_SOURCE = Path(__file__).with_name("guest.S")
+from tests.contract.platforms import Platform
 
 
 @dataclass(frozen=True)
 class Guest:
-    """The built guest: its firmware file, and GVAs by symbol."""
+    """A built guest: its firmware file, and GVAs by symbol."""
 
+    platform: Platform
     firmware: Path
     symbols: dict[str, Gva]
 
 
-def build(folder: Path) -> Guest:
-    """Assemble and link the guest."""
-    elf, firmware = folder / "guest.elf", folder / "guest.bin"
-    flags = ["-nostdlib", "-static", "-no-pie", f"-Wl,-Ttext={IMAGE:#x},--build-id=none"]
-    subprocess.run(["gcc", *flags, "-o", elf, _SOURCE], check=True)
+def build(platform: Platform, folder: Path) -> Guest:
+    """Assemble and link a guest."""
+    elf, firmware = folder / f"{platform.name}.elf", folder / f"{platform.name}.bin"
+    flags = ["-nostdlib", "-static", "-no-pie", f"-Wl,-Ttext={platform.image:#x},--build-id=none"]
+    subprocess.run([compiler(platform.name), *flags, "-o", elf, platform.path], check=True)
     with elf.open("rb") as file:
         parsed = ELFFile(file)
         text, table = (parsed.get_section_by_name(name) for name in (".text", ".symtab"))
@@ -49,7 +42,7 @@ def build(folder: Path) -> Guest:
         assert isinstance(table, SymbolTableSection)
         firmware.write_bytes(text.data())
         symbols = {s.name: Gva(s["st_value"]) for s in table.iter_symbols() if s.name}
-    return Guest(firmware, symbols)
+    return Guest(platform, firmware, symbols)
 
 
 @dataclass
@@ -66,7 +59,7 @@ class LiveVm:
         """Open an engine."""
         return await StubEngine.open(
             self.stub,
-            arch=X86_64,
+            arch=self.guest.platform.arch,
             monitor=self.monitor,
             run_control=self.run_control,
             pid=self.process.pid if direct_memory else None,
@@ -78,7 +71,8 @@ async def live_vm(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[LiveV
     """Start QEMU, with the guest at its first instruction."""
     stub, qmp = folder / "stub.sock", folder / "qmp.sock"
     command = [
-        *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-no-shutdown"),
+        *(f"qemu-system-{guest.platform.name}", *guest.platform.qemu),
+        *("-nodefaults", "-display", "none", "-S", "-no-shutdown"),
         *("-accel", "tcg", "-m", "32", "-smp", str(vcpus), "-bios", str(guest.firmware)),
         *("-qmp", f"unix:{qmp},server=on,wait=off"),
         *("-chardev", f"socket,id=stub,path={stub},server=on,wait=off", "-gdb", "chardev:stub"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.target.capabilities import Engine, RunControl
 from kvmdbg.target.stops import ResumePlan, Stop
+from tests.contract.platforms import Platform
 
 BOOT = VcpuIndex(0)
 """The vCPU that all addresses of a :class:`Subject` are about."""
@@ -18,12 +19,14 @@ class Subject:
     """An engine on a stopped VM whose vCPU 0 goes round a loop, and others round other loops.
 
     In the loop of vCPU 0 come, in this order: ``store``, an instruction that adds one to the number
-    at ``counter``, 8 bytes little-endian; ``stored``, the next one; ``load``, one that reads the
-    byte at ``shared``; ``loaded``, the next one. No other vCPU executes these.
+    at ``counter``, 8 bytes little-endian (or the last of several that do); ``stored``, the next
+    one; ``load``, one that reads the byte at ``shared``; ``loaded``, the next one. No other vCPU
+    executes these.
     """
 
     engine: Engine
     run_control: RunControl
+    platform: Platform
     store: Gva
     stored: Gva
     load: Gva
@@ -55,6 +58,12 @@ class Subject:
         number = self.engine.arch.numbers[name]
         data = value.to_bytes(self.engine.arch.registers[number].size, "little")
         await self.engine.registers.write_registers(vcpu, {number: data})
+
+    async def go_to_store(self) -> None:
+        """Put vCPU 0 where its next instruction adds one to the number at ``counter``."""
+        await self.set_register("pc", self.store)
+        if self.platform.sum is not None:
+            await self.set_register(self.platform.sum, await self.count() + 1)
 
     async def count(self) -> int:
         """The number at ``counter``."""

@@ -18,7 +18,7 @@ from kvmdbg.target.stops import ResumePlan
 from tests.contract.conftest import stub_subject
 from tests.contract.guest import LiveVm
 from tests.contract.subject import BOOT, Subject
-from tests.contract.test_stub import runs_on
+from tests.contract.test_stub import runs_on, without_ticks
 
 pytestmark = [
     pytest.mark.vm,
@@ -80,8 +80,8 @@ async def test_a_stopped_guest_runs_on(owned: Owned) -> None:
 
 
 async def test_a_guest_that_was_being_stepped_runs_on(owned: Owned) -> None:
+    await without_ticks(owned.vm, owned.subject)
     await owned.subject.set_register("pc", owned.vm.guest.symbols["halting"])
-    await owned.subject.set_register("eflags", 2)
     step = asyncio.create_task(owned.subject.run(ResumePlan.step(BOOT)))
     await asyncio.sleep(0.05)
     owned.die()
@@ -93,7 +93,7 @@ async def test_a_guest_that_was_being_stepped_runs_on(owned: Owned) -> None:
 
 
 async def test_a_guest_that_was_stepped_over_a_watched_store_runs_on(owned: Owned) -> None:
-    await owned.subject.set_register("pc", owned.subject.store)
+    await owned.subject.go_to_store()
     await owned.subject.run(ResumePlan.step(BOOT))
     owned.die()
     await owned.watchdog_ended()

@@ -83,8 +83,10 @@ def test_wheel_holds_what_it_should(wheel: Path) -> None:
         "kvmdbg/images/builtin/demo/vm.toml",
         "kvmdbg/py.typed",
     } <= names
-    recipe = {f"kvmdbg/images/builtin/demo/{p.name}" for p in (ROOT / "vm-images/demo").iterdir()}
-    assert {n for n in names if n.startswith("kvmdbg/images/builtin/demo/")} == recipe
+    images = ROOT / "vm-images"
+    recipes = {f"{p.relative_to(images)}" for p in images.rglob("*") if p.is_file()}
+    builtin = "kvmdbg/images/builtin/"
+    assert {n.removeprefix(builtin) for n in names if n.startswith(builtin)} == recipes
     assert not [n for n in names if "/native/" in n or "__pycache__" in n]
     assert {n.partition("/")[0] for n in names} == {
         "kvmdbg",

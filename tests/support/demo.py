@@ -1,4 +1,7 @@
-"""The demo image as the tests see it: its files, its symbols, and the states they wait for."""
+"""The demo images as the tests see them: files, symbols, and the states they wait for.
+
+Where no image is named, the one of x86-64 is meant.
+"""
 
 from __future__ import annotations
 
@@ -30,32 +33,32 @@ _INTERRUPT = re.compile(
 
 
 @cache
-def artefact(name: str) -> Path:
-    """A file of the demo image, which is built if it is not there."""
-    return ImageStore().ensure(load_recipe(builtin_dir() / "demo" / "recipe.toml")).artefact(name)
+def artefact(name: str, image: str = "demo") -> Path:
+    """A file of a demo image, which is built if it is not there."""
+    return ImageStore().ensure(load_recipe(builtin_dir() / image / "recipe.toml")).artefact(name)
 
 
 @cache
-def kernel() -> ElfSymbols:
+def kernel(image: str = "demo") -> ElfSymbols:
     """The kernel's symbols."""
-    return ElfSymbols(artefact("vmlinux"))
+    return ElfSymbols(artefact("vmlinux", image))
 
 
 @cache
-def workload() -> ElfSymbols:
+def workload(image: str = "demo") -> ElfSymbols:
     """The symbols of the user program."""
-    return ElfSymbols(artefact("workload"))
+    return ElfSymbols(artefact("workload", image))
 
 
 @cache
-def _text() -> tuple[list[int], list[str]]:
-    ordered = sorted((address, name) for name, address in kernel().items())
+def _text(image: str) -> tuple[list[int], list[str]]:
+    ordered = sorted((address, name) for name, address in kernel(image).items())
     return [address for address, _ in ordered], [name for _, name in ordered]
 
 
-def function_at(address: int) -> str:
+def function_at(address: int, image: str = "demo") -> str:
     """The kernel symbol that ``address`` is in."""
-    addresses, names = _text()
+    addresses, names = _text(image)
     return names[bisect.bisect_right(addresses, address) - 1]
 
 
@@ -81,12 +84,12 @@ async def booted(vm: Vm) -> None:
         raise
 
 
-async def tick(vm: Vm) -> None:
+async def tick(vm: Vm, image: str = "demo") -> None:
     """Let the VM run to the next call of workload_compute; user memory can be read there."""
-    await vm.run_to(workload()["workload_compute"])
+    await vm.run_to(workload(image)["workload_compute"])
 
 
-async def iterations(vm: Vm) -> int:
+async def iterations(vm: Vm, image: str = "demo") -> int:
     """How often the workload has ticked; the VM is stopped in the next tick."""
-    await tick(vm)
-    return await vm.read_int(workload()["workload_iterations"])
+    await tick(vm, image)
+    return await vm.read_int(workload(image)["workload_iterations"])

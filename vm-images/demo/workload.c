@@ -2,11 +2,7 @@
  * The demo VM's workload: a program that keeps making the same few system calls, and that a
  * debugger can steer. No libc, linked at a fixed address, so every name below has one address.
  */
-#if defined(__x86_64__)
-#include "sys-x86_64.h"
-#else
-#error "the workload has no system calls for this architecture"
-#endif
+#include "sys.h" /* each image has one for its architecture */
 
 #define NOINLINE __attribute__((noinline))
 

@@ -5,7 +5,8 @@ Under TCG they live outside guest memory, and any number of any kind fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from kvmdbg.addr import Gva
 from kvmdbg.backend.stub.connection import StubConnection, describe
@@ -61,6 +62,18 @@ class StubBreakpoints:
         """Remove all."""
         for spec in tuple(self._inserted):
             await self.remove(spec)
+
+    @asynccontextmanager
+    async def without_watchpoints(self) -> AsyncIterator[None]:
+        """Inside, nothing is watched."""
+        lifted = [spec for spec in self._inserted if spec.kind.is_watchpoint]
+        for spec in lifted:
+            await self.remove(spec)
+        try:
+            yield
+        finally:
+            for spec in lifted:
+                await self.insert(spec)
 
     def hit_at(self, pc: Gva) -> BreakpointHit | None:
         """The hit of a vCPU that is about to execute ``pc``; None if no breakpoint is there."""

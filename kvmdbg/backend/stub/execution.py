@@ -4,6 +4,8 @@ What the stub does oddly, and this hides:
 
 - ``vCont;c`` makes no progress from a breakpoint, so a vCPU whose hit was reported is stepped off
   it first, alone: a single step goes past breakpoints.
+- Neither makes progress from an access that stopped the vCPU before it was made: it is made with
+  no watchpoint in place.
 - A single step of HLT never ends, as guest time stands still meanwhile: after a while it is looked
   at, and goes on with time running.
 - A single step that another vCPU's stop forestalled happens in the next run, asked for or not; and
@@ -14,6 +16,7 @@ What the stub does oddly, and this hides:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.arch import Architecture
@@ -24,13 +27,29 @@ from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import LocalProtocolError, RegisterError
 from kvmdbg.rsp.stops import SIGNAL_INT, SIGNAL_TRAP
 from kvmdbg.target.breakpoints import BreakpointKind
-from kvmdbg.target.stops import Action, BreakpointHit, Paused, ResumePlan, Stepped, Stop
+from kvmdbg.target.stops import (
+    Action,
+    BreakpointHit,
+    Paused,
+    ResumePlan,
+    Stepped,
+    Stop,
+    WatchpointHit,
+)
 
 STEP_PATIENCE = 0.3
 """Seconds after which a single step is looked at."""
 
 STEP_ATTEMPTS = 3
 """Steps after which an instruction is believed to change no register: a jump to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """Where a vCPU still is after its hit was reported; ``watched``: before a watched access."""
+
+    pc: Gva
+    watched: bool
 
 
 class StubExecution:
@@ -54,7 +73,7 @@ class StubExecution:
         self._breakpoints = breakpoints
         self._resumption = resumption
         self._forget_guest = forget_guest
-        self._reported: dict[VcpuIndex, Gva] = {}
+        self._reported: dict[VcpuIndex, _Hit] = {}
         self._running = False
 
     async def run(self, plan: ResumePlan) -> Stop:
@@ -69,7 +88,9 @@ class StubExecution:
         finally:
             self._running = False
         if isinstance(stop.reason, BreakpointHit):
-            self._reported[stop.vcpu] = stop.reason.address
+            self._reported[stop.vcpu] = _Hit(stop.reason.address, watched=False)
+        elif isinstance(stop.reason, WatchpointHit) and self._arch.watch_before:
+            self._reported[stop.vcpu] = _Hit(await self._pc(stop.vcpu), watched=True)
         return stop
 
     async def interrupt(self) -> None:
@@ -88,22 +109,28 @@ class StubExecution:
         self._forget_guest()
 
     async def _step_over(self, plan: ResumePlan) -> Stop | None:
-        """Get every vCPU that runs off the breakpoint it was reported at; what ended the whole run
+        """Get every vCPU that runs off what it was reported for; what ended the whole run
         meanwhile, if anything."""
-        for vcpu, address in tuple(self._reported.items()):
+        for vcpu, hit in tuple(self._reported.items()):
             action = plan.action(vcpu)
             if action is Action.HOLD:
                 continue
             del self._reported[vcpu]
-            if action is Action.STEP or await self._pc(vcpu) != address:
+            if await self._pc(vcpu) != hit.pc or (action is Action.STEP and not hit.watched):
                 continue
-            stop = await self._run(ResumePlan.step(vcpu))
-            if stop.reason == Stepped():
+            stop = await self._step_off(vcpu, hit)
+            if stop.reason == Stepped() and action is Action.CONTINUE:
                 continue
-            if await self._pc(vcpu) == address:
-                self._reported[vcpu] = address
+            if await self._pc(vcpu) == hit.pc:
+                self._reported[vcpu] = hit
             return stop
         return None
+
+    async def _step_off(self, vcpu: VcpuIndex, hit: _Hit) -> Stop:
+        if not hit.watched:
+            return await self._run(ResumePlan.step(vcpu))
+        async with self._breakpoints.without_watchpoints():
+            return await self._run(ResumePlan.step(vcpu))
 
     async def _run(self, plan: ResumePlan) -> Stop:
         stepped = [v for v in self._threads.vcpus if plan.action(v) is Action.STEP]

@@ -22,6 +22,12 @@ _TABLE = re.compile(r"^(GDT|IDT) ?= *([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
 _SELECTOR = re.compile(r"^(LDT|TR) ?= *[0-9a-f]{4} ([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
 
 
+SYSTEM_REGISTERS = frozenset(
+    (*(f"dr{i}" for i in range(8)), "gdtr_base", "idtr_base", "ldtr_base", "tr_base")
+)
+"""Our names of what :func:`system_registers` may find."""
+
+
 async def memory_ranges(monitor: MonitorQuery, backends: Collection[str]) -> list[tuple[Gpa, int]]:
     """Guest RAM out of the memory ``backends``: first GPA and length in bytes of each range."""
     for view in (await monitor.hmp("info mtree -f")).split("FlatView #"):

@@ -102,6 +102,14 @@ class StubMemory:
         await self._threads.select(vcpu)
         try:
             await self._packets.write(address, data)
+        except MemoryFault:
+            # On arm64 the stub writes only what the vCPU itself may access just now.
+            pieces = self._in_ram(await self._controls(vcpu), address, data)
+            if not pieces:
+                raise
+            async with self._packets.physical():
+                for start, piece in pieces:
+                    await self._packets.write(start, piece)
         finally:
             self._walk.forget()
 
@@ -115,7 +123,24 @@ class StubMemory:
             if value is None:
                 return None
             controls[name] = value
+        for name in self._arch.translate_may_need:
+            controls[name] = await self._registers.value(vcpu, name) or 0
         return controls
+
+    def _in_ram(
+        self, controls: dict[str, int] | None, address: Gva, data: bytes
+    ) -> list[tuple[Gpa, bytes]]:
+        """Where in RAM each page's part of ``data`` belongs; nothing if one does not."""
+        pieces: list[tuple[Gpa, bytes]] = []
+        done = 0
+        while controls is not None and done < len(data):
+            start = self._walk.translate(controls, Gva(address + done))
+            if start is None or not self._ram.holds(start):
+                return []
+            size = self._arch.page_size - (address + done) % self._arch.page_size
+            pieces.append((start, data[done : done + size]))
+            done += size
+        return pieces
 
     def _read_ram(self, controls: dict[str, int] | None, address: Gva, length: int) -> bytes:
         """As much as lies together in RAM, at most ``length``; nothing where the stub decides."""

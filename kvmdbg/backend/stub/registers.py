@@ -1,22 +1,27 @@
-"""Registers through the stub; debug registers and descriptor tables through the monitor."""
+"""Registers through the stub; those that it does not have, through the monitor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from kvmdbg.addr import VcpuIndex
-from kvmdbg.arch import Architecture
+from kvmdbg.arch import Architecture, Register
 from kvmdbg.backend.stub import hmp
 from kvmdbg.backend.stub.connection import StubConnection, describe
 from kvmdbg.backend.stub.layout import Slot, included, parse_layout, resized
 from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import RegisterError, RemoteProtocolError
 from kvmdbg.rsp.client import requests
+from kvmdbg.rsp.client.requests import error_number
 from kvmdbg.rsp.octets import from_hex
 from kvmdbg.target.capabilities import MonitorQuery
 
 _PART = 0xF00
 """Bytes of the target description asked for at once; QEMU's packets end at 4 KiB."""
+
+
+_QUAD = 16
+"""Bytes of the widest register that is no SVE register; of those we write the first as many."""
 
 
 class StubRegisters:
@@ -34,13 +39,18 @@ class StubRegisters:
         self._arch = arch
         self._threads = threads
         self._monitor = monitor
-        self._slots = [layout.get(register.name) for register in arch.registers]
+        self._slots = [
+            next((layout[name] for name in register.names if name in layout), None)
+            for register in arch.registers
+        ]
         self._blocks: dict[VcpuIndex, list[bytes | None]] = {}
+        self._single: dict[tuple[VcpuIndex, int], bytes | None] = {}
         self._system: dict[VcpuIndex, dict[str, int]] = {}
 
     def forget(self) -> None:
         """The guest ran, or its state was changed behind our back."""
         self._blocks.clear()
+        self._single.clear()
         self._system.clear()
 
     async def read_block(self, vcpu: VcpuIndex) -> list[bytes | None]:
@@ -66,9 +76,24 @@ class StubRegisters:
             raise RegisterError(f"there is no register {number}")
         if number < len(self._arch.block):
             return (await self.read_block(vcpu))[number]
+        if (vcpu, number) not in self._single:
+            slot, register = self._slots[number], self._arch.registers[number]
+            read = self._ask(vcpu, slot, register) if slot else self._ask_monitor(vcpu, register)
+            self._single[vcpu, number] = await read
+        return self._single[vcpu, number]
+
+    async def _ask(self, vcpu: VcpuIndex, slot: Slot, register: Register) -> bytes | None:
+        await self._threads.select(vcpu)
+        reply = await self._connection.request(requests.read_register(slot.number))
+        if not reply or error_number(reply) is not None:
+            return None
+        return resized(from_hex(reply), register.size)
+
+    async def _ask_monitor(self, vcpu: VcpuIndex, register: Register) -> bytes | None:
+        if register.name not in hmp.SYSTEM_REGISTERS:
+            return None
         if vcpu not in self._system:
             self._system[vcpu] = await hmp.system_registers(self._monitor, vcpu)
-        register = self._arch.registers[number]
         value = self._system[vcpu].get(register.name)
         return None if value is None else value.to_bytes(register.size, "little")
 
@@ -79,8 +104,8 @@ class StubRegisters:
 
     async def write_registers(self, vcpu: VcpuIndex, values: Mapping[int, bytes]) -> None:
         """See the capability. The stub accepts writes that it ignores; those are errors here."""
-        before = await self.read_block(vcpu)
-        changes = {n: v for n, v in values.items() if n >= len(before) or before[n] != v}
+        before = {number: await self.read_register(vcpu, number) for number in values}
+        changes = {number: value for number, value in values.items() if before[number] != value}
         for number, value in changes.items():
             self._check(number, value)
         try:
@@ -88,32 +113,37 @@ class StubRegisters:
                 await self._write(vcpu, number, value)
         finally:
             self.forget()
-        after = await self.read_block(vcpu)
-        ignored = [self._arch.registers[n].name for n in changes if after[n] == before[n]]
+        ignored = [
+            self._arch.registers[number].name
+            for number in changes
+            if await self.read_register(vcpu, number) == before[number]
+        ]
         if ignored:
             raise RegisterError(f"QEMU's gdbstub ignores what is written to {', '.join(ignored)}")
 
     def _check(self, number: int, value: bytes) -> None:
-        if not 0 <= number < len(self._arch.registers):
-            raise RegisterError(f"there is no register {number}")
         register = self._arch.registers[number]
         if len(value) != register.size:
             raise RegisterError(
                 f"register {register.name} has {register.size} bytes, not {len(value)}"
             )
-        if number >= len(self._arch.block) or self._slots[number] is None:
+        if self._slots[number] is None:
             raise RegisterError(f"QEMU's gdbstub cannot write {register.name}")
 
     async def _write(self, vcpu: VcpuIndex, number: int, value: bytes) -> None:
-        slot = self._slots[number]
+        slot, register = self._slots[number], self._arch.registers[number]
         assert slot is not None, "checked"
         await self._threads.select(vcpu)
-        reply = await self._connection.request(
-            requests.write_register(slot.number, resized(value, slot.size))
-        )
+        await self._put(register, slot, resized(value, slot.size))
+        if slot.size > _QUAD and await self._ask(vcpu, slot, register) != value:
+            # QEMU before 10.1 takes the halves of SVE's quadwords in the wrong order.
+            swapped = value[_QUAD // 2 :] + value[: _QUAD // 2]
+            await self._put(register, slot, resized(swapped, slot.size))
+
+    async def _put(self, register: Register, slot: Slot, data: bytes) -> None:
+        reply = await self._connection.request(requests.write_register(slot.number, data))
         if reply != b"OK":
-            name = self._arch.registers[number].name
-            raise RegisterError(f"register {name} cannot be written: {describe(reply)}")
+            raise RegisterError(f"register {register.name} cannot be written: {describe(reply)}")
 
 
 async def fetch_layout(connection: StubConnection) -> dict[str, Slot]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kvmdbg._native import ffi
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import X86_64
+from kvmdbg.arch.describe import WalkResult
 from kvmdbg.backend.stub import StubEngine, silence
 from kvmdbg.backend.stub.connection import StubConnection
 from kvmdbg.errors import (
@@ -136,6 +140,51 @@ async def test_the_physical_mode_ends_even_where_a_write_fails(
     assert stub.seen[-1] == b"Qqemu.PhyMemMode:0"
 
 
+async def test_what_the_vcpu_may_not_write_is_written_by_its_place_in_ram(
+    stub: ScriptedStub, run_control: FakeRunControl, tmp_path: Path
+) -> None:
+    """2 MiB of RAM that is in this process, mapped at 1 GiB; the second page is not mapped."""
+
+    def translate(values: dict[str, int], address: Gva) -> WalkResult:
+        assert values == {"rax": int("11" * 8, 16), "rbx": 0}
+        yield Gpa(0)
+        return None if address >= 0x4000_1000 else Gpa(address - 0x4000_0000)
+
+    def answer(request: bytes) -> bytes:
+        return b"OK" if stub.seen[-2:-1] == [b"Qqemu.PhyMemMode:1"] else b"E14"
+
+    ram = bytearray(0x200000)
+    monitor = FakeMonitor()
+    monitor.qmp_answers["query-memdev"] = [{"id": "ram"}]
+    monitor.hmp_answers["info mtree -f"] = (
+        'FlatView #0\n AS "memory", root: system\n'
+        "  0000000000000000-00000000001fffff (prio 0, ram): ram\n"
+    )
+    for start in (0, 0x100000):
+        host = int(ffi.cast("uintptr_t", ffi.from_buffer(ram))) + start
+        monitor.hmp_answers[f"gpa2hva {start:#x}"] = f"Host virtual address is {host:#x}"
+    engine = await StubEngine.open(
+        tmp_path / "stub.sock",
+        arch=replace(
+            X86_64,
+            translate=translate,
+            translate_needs=("rax",),
+            translate_may_need=("rbx",),
+        ),
+        monitor=monitor,
+        run_control=run_control,
+        pid=os.getpid(),
+    )
+    stub.answers[b"M"] = answer
+    await engine.memory.write(CPU, Gva(0x4000_0FFC), b"ab")
+    assert [request for request in stub.seen if request[:1] in (b"M", b"Q")][-4:] == [
+        *(b"M40000ffc,2:6162", b"Qqemu.PhyMemMode:1", b"Mffc,2:6162", b"Qqemu.PhyMemMode:0"),
+    ]
+    with pytest.raises(MemoryFault, match="Bad address"):
+        await engine.memory.write(CPU, Gva(0x4000_0FFC), b"abcdefgh")
+    engine.abandon()
+
+
 # --- running -------------------------------------------------------------------------------------
 
 
@@ -216,6 +265,37 @@ async def test_an_interrupt_during_the_step_off_a_breakpoint_ends_the_run(
     assert (await run).reason == Paused()
     assert run_control.calls == ["pause"]
     assert stub.seen.count(b"vCont;c") == 1
+
+
+@pytest.mark.parametrize("plan", [ResumePlan(), ResumePlan.step(CPU)])
+async def test_an_access_that_was_reported_before_it_is_made_is_made_unwatched(
+    stub: ScriptedStub, run_control: FakeRunControl, tmp_path: Path, plan: ResumePlan
+) -> None:
+    engine = await StubEngine.open(
+        tmp_path / "stub.sock",
+        arch=replace(X86_64, watch_before=True),
+        monitor=FakeMonitor(),
+        run_control=run_control,
+        pid=None,
+    )
+    await engine.breakpoints.insert(BreakpointSpec(BreakpointKind.WRITE, Gva(0x100), 8))
+    run = await running(stub, engine, ResumePlan())
+    stub.say(b"T05thread:p01.01;watch:100;")
+    assert (await run).reason == WatchpointHit(BreakpointKind.WRITE, Gva(0x100))
+    run = await running(stub, engine, plan)
+    assert [r for r in stub.seen if r[:1] in (b"z", b"Z") or r.startswith(b"vCont")] == [
+        *(b"Z2,100,8", b"vCont;c", b"z2,100,8", b"vCont;s:p1.1"),
+    ]
+    stub.answers[b"g"] = b"11" * 8 + b"33" * 8 + b"02000000"
+    stub.say(b"T05thread:p01.01;")
+    if plan.default is Action.CONTINUE:
+        await stub.wait_resumed()
+        stub.say(b"T05thread:p01.01;watch:100;")
+        assert isinstance((await run).reason, WatchpointHit)
+    else:
+        assert await run == Stop(CPU, Stepped())
+    assert stub.seen.count(b"Z2,100,8") == 2
+    engine.abandon()
 
 
 async def test_a_step_that_changed_nothing_is_repeated(

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import platform
 import shutil
 import struct
 import subprocess
@@ -146,9 +147,22 @@ def test_what_cannot_be_built_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("host", "compiler", "package"),
+    [
+        (platform.machine(), "cc", "gcc"),
+        ("vax", "x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+    ],
+)
 def test_a_missing_compiler_is_named_with_its_package(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    compiler: str,
+    package: str,
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: host)
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("apt-get", "apt-cache", "dpkg-deb", "dpkg", "sh", "tar", "rm"):
@@ -156,5 +170,6 @@ def test_a_missing_compiler_is_named_with_its_package(
         assert found is not None
         (tools / tool).symlink_to(found)
     monkeypatch.setenv("PATH", str(tools))
-    with pytest.raises(ImageError, match=r"needs the program 'cc'.* the Debian package gcc"):
+    message = f"needs the program '{compiler}'.* the Debian package {package}$"
+    with pytest.raises(ImageError, match=message):
         built(sources, tmp_path / "image", tmp_path / "apt")

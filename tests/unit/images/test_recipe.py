@@ -58,6 +58,19 @@ def test_origins_and_sources(folder: Path) -> None:
     }
 
 
+def test_recipes_share_sources(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    text = MINIMAL.replace("worker.c", "../tiny/worker.c").replace("e:init", "e:../tiny/init")
+    (other / "recipe.toml").write_text(text)
+    (other / "worker.h").write_text("mine\n")
+    assert load_recipe(other / "recipe.toml").sources == {
+        "../tiny/init": b"this is init\n",
+        "../tiny/worker.c": b"this is worker.c\n",
+        "worker.h": b"mine\n",
+    }
+
+
 @pytest.mark.parametrize("changed", ["recipe.toml", "init", "worker.c", "worker.h"])
 def test_the_key_follows_recipe_and_sources(folder: Path, changed: str) -> None:
     before = load_recipe(folder / "recipe.toml").key
@@ -79,12 +92,17 @@ def test_the_key_does_not_follow_place_or_other_files(folder: Path, tmp_path: Pa
         ('name = "tiny"\n', "", "missing required field `name`"),
         ('name = "tiny"', 'name = "../tiny"', "name: '../tiny' cannot be part of a file's name"),
         ('name = "tiny"', 'name = "tiny', "line 1"),
-        ('arch = "x86_64"', 'arch = "z80"', r"Invalid enum value 'z80' - at `\$\.arch`"),
+        ('arch = "x86_64"', 'arch = "z80"', "arch: expected x86_64 or aarch64, got 'z80'"),
         ("[kernel]", "[kernel]\nflavour = 1", r"unknown field `flavour` - at `\$\.kernel`"),
         ("packages = [", "packages = [1, ", r"Expected `str`, got `int` - at `\$\.initramfs\.pac"),
         ('"source:init"', '"init"', r'initramfs\.files\."init": \'init\' is none of source:NAME'),
         ('"source:init"', '"source:inti"', "cannot read the source 'inti': No such file"),
-        ('"source:init"', '"source:../init"', "source '../init' is not a plain file name"),
+        ('"source:init"', '"source:../init"', "source '../init' is neither a file beside"),
+        (
+            '"source:init"',
+            '"source:../a/../init"',
+            "source '../a/../init' is neither a file beside",
+        ),
         ('"program:worker"', '"program:w"', r"the recipe has no table \[programs\.w\]"),
         ("package:busybox-static", "package:busybox", "'busybox' is not listed in initramfs.pac"),
     ],

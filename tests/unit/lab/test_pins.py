@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmdbg.images.apt import DEBIAN_ARCH
+from kvmdbg.images.ports import PORTS
 from tests.lab import pins, wheels
 from tests.lab.errors import LabError
 from tests.lab.machines import HOST_PACKAGES, MACHINES
@@ -15,7 +15,7 @@ from tests.lab.pins import read_pins
 @pytest.mark.parametrize("arch", MACHINES)
 def test_an_l1_has_what_its_machine_names(arch: str) -> None:
     found = read_pins(arch)
-    assert {package.arch for package in found.debs} == {DEBIAN_ARCH[arch], "all"}
+    assert {package.arch for package in found.debs} == {PORTS[arch].name, "all"}
     assert set(MACHINES[arch].packages) <= {package.name for package in found.debs}
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from kvmdbg.arch import ARCHITECTURES
 from kvmdbg.errors import LaunchError
+from kvmdbg.machine.boards import BOARDS
 from kvmdbg.machine.define import BootFiles, Definition
 from kvmdbg.machine.qemu import (
     arguments,
@@ -35,6 +37,17 @@ def test_arguments_of_a_whole_definition() -> None:
     assert len(following(argv, "-mon")) == 2
     assert "-S" in argv
     assert argv[-2:] == ["-device", "x"]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_has_a_board(arch: str) -> None:
+    board = BOARDS[arch]
+    definition = Definition(arch=arch)
+    files = BootFiles(kernel=Path("/k"))
+    argv = arguments(definition, files, VmFolder(Path("/run/vm")), "x", [])
+    assert following(argv, "-machine") == [board.machine]
+    assert following(argv, "-cpu") == [board.cpu]
+    assert following(argv, "-append") == [f"console={board.console}"]
 
 
 def test_a_bare_machine_has_no_kernel_and_no_disk() -> None:
