@@ -10,7 +10,7 @@ All calls but :meth:`Execution.run` and :meth:`Execution.interrupt` need the VM 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import Architecture
@@ -89,6 +89,27 @@ class Execution(Protocol):
     def forget(self) -> None:
         """Somebody else changed the guest's state (a reset) while it was stopped."""
         ...
+
+
+@runtime_checkable
+class StepControl(Protocol):
+    """What a single step keeps away: a further capability that an Execution may have.
+
+    Bits are QEMU's: 1 single steps at all, 2 no interrupts, 4 no timers.
+    """
+
+    @property
+    def step_bits(self) -> int:
+        """The bits that there are."""
+        ...
+
+    @property
+    def step_mode(self) -> int:
+        """The bits that are set; takes effect at the next resumption."""
+        ...
+
+    @step_mode.setter
+    def step_mode(self, bits: int) -> None: ...
 
 
 class Engine(Protocol):

@@ -323,6 +323,11 @@ class FakeExecution:
         self._running = False
         self.plans: list[ResumePlan] = []
         self.forgotten = 0
+        self.step_mode = 7
+
+    @property
+    def step_bits(self) -> int:
+        return 7
 
     async def run(self, plan: ResumePlan) -> Stop:
         self.plans.append(plan)

@@ -61,13 +61,19 @@ class Resumption:
         self._step_mode: int | None = None
         self.interrupted = False
         """Somebody wants the VM stopped; it will not be resumed while this is set."""
-        self.masked = step_bits & (ENABLE | NO_IRQ | NO_TIMER)
-        """Step mode: no step ends up in an interrupt handler, and guest time stands still."""
-        self.timed = self.masked & ~NO_TIMER
-        """Step mode: as ``masked``, but guest time goes on, so that a halted vCPU wakes up."""
+        self.step_bits = step_bits & (ENABLE | NO_IRQ | NO_TIMER)
+        """The bits of a step mode that there are."""
+        self.masked = self.step_bits
+        """Step mode: no step ends up in an interrupt handler, and guest time stands still, unless
+        a client wants it otherwise."""
         self.armed: set[VcpuIndex] = set()
         """vCPUs that QEMU single-steps, or stops at once, at the next resumption, whatever that
         says: it forgets a step only when that very vCPU stops the VM."""
+
+    @property
+    def timed(self) -> int:
+        """Step mode: as ``masked``, but guest time goes on, so that a halted vCPU wakes up."""
+        return self.masked & ~NO_TIMER
 
     async def set_step_mode(self, mode: int) -> None:
         """What ``vCont;s`` means from now on."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from kvmdbg.errors import NoSuchVcpu
+from kvmdbg.errors import NoSuchVcpu, Unsupported
 from kvmdbg.rsp.server.commands.session import (
     Attach,
     Attached,
+    CatchSyscalls,
     Detach,
     ExtendedMode,
     Kill,
+    NonStop,
     Restart,
     StartNoAckMode,
 )
@@ -52,6 +54,25 @@ async def attach(client: Client, command: Attach) -> Reply:
 async def kill(client: Client, command: Kill) -> Outcome:
     """``k`` and ``vKill``"""
     return Goodbye(None if command.pid is None else Ok(), kill=True)
+
+
+async def non_stop(client: Client, command: NonStop) -> Reply:
+    """``QNonStop``"""
+    if command.wanted:
+        raise Unsupported(
+            f"the engine {client.vm.engine.name} stops all vCPUs or none: set non-stop off"
+        )
+    return Ok()
+
+
+async def catch_syscalls(client: Client, command: CatchSyscalls) -> Reply:
+    """``QCatchSyscalls``"""
+    if command.wanted:
+        raise Unsupported(
+            "system calls are not caught as such: break at the kernel's function for one, "
+            "for example __x64_sys_openat"
+        )
+    return Ok()
 
 
 async def restart(client: Client, command: Restart) -> Outcome:

@@ -1,9 +1,12 @@
 """What every packet does to the VM."""
 
+from pathlib import Path
+
 import pytest
 
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import RegisterError
+from kvmdbg.server.handlers import memory as on_memory
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.stops import Action, ResumePlan
 from tests.support.fake_engine import CODE, CODE_SIZE, DATA, RAM_BASE, RAM_SIZE, Access
@@ -111,6 +114,38 @@ async def test_reads_are_cut_to_what_fits_a_reply(gdb: RspPeer) -> None:
     assert len(await gdb.ask(b"m%x,ffffffff" % RAM_BASE)) == 0x10000
 
 
+async def test_binary_reads(gdb: RspPeer) -> None:
+    assert await gdb.ask(b"X%x,5:\x00#$}*" % DATA) == b"OK"
+    assert await gdb.ask(b"x%x,6" % DATA) == b"b\x00#$}*\x00"
+    assert await gdb.ask(b"x0,0") == b"b"  # lldb takes OK for a dialect of its own
+    assert len(await gdb.ask(b"x%x,ffffffff" % RAM_BASE)) == 1 + 0x8000
+    assert (await gdb.ask(b"x0,1")).startswith(b"E.there is no memory")
+
+
+@pytest.mark.parametrize("at_once", [3, 4, 5, 8, 0x1000])
+async def test_search(gdb: RspPeer, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(on_memory, "_SEARCHED_AT_ONCE", at_once)
+    await gdb.ask(b"X%x,8:..needle" % DATA)
+    for start, length, pattern, reply in (
+        (DATA, 0x20, b"needle", b"1,%x" % (DATA + 2)),
+        (DATA, 8, b"needle", b"1,%x" % (DATA + 2)),
+        (DATA, 7, b"needle", b"0"),
+        (DATA + 3, 0x20, b"needle", b"0"),
+        (DATA, 0x20, b"e", b"1,%x" % (DATA + 3)),
+        (DATA, 0, b"e", b"0"),
+    ):
+        assert await gdb.ask(b"qSearch:memory:%x;%x;%b" % (start, length, pattern)) == reply
+    end = RAM_BASE + RAM_SIZE
+    assert (await gdb.ask(b"qSearch:memory:%x;10;x" % (end - 8))).startswith(b"E.there is no")
+
+
+async def test_checksum(gdb: RspPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_memory, "_SEARCHED_AT_ONCE", 4)
+    await gdb.ask(b"X%x,9:123456789" % DATA)
+    assert await gdb.ask(b"qCRC:%x,9" % DATA) == b"C0376e6e7"
+    assert (await gdb.ask(b"qCRC:0,9")).startswith(b"E.there is no memory")
+
+
 async def test_physical_memory(gdb: RspPeer, host: FakeHost) -> None:
     host.fake.guest.ram[0:2] = b"\xab\xcd"
     assert (await gdb.ask(b"m0,2")).startswith(b"E.")
@@ -120,6 +155,64 @@ async def test_physical_memory(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.ask(b"m0,2") == b"abcd"
     assert await gdb.ask(b"M0,1:01") == b"OK"
     assert host.fake.guest.ram[0] == 1
+
+
+# --- objects and files ---------------------------------------------------------------------------
+
+
+async def test_threads_as_an_object(gdb: RspPeer, peer: RspPeer) -> None:
+    assert await gdb.ask(b"qXfer:threads:read::0,1000") == (
+        b'l<?xml version="1.0"?>\n<threads>\n  <thread id="p1.1" core="0">vCPU 0</thread>\n'
+        b'  <thread id="p1.2" core="1">vCPU 1</thread>\n</threads>\n'
+    )
+    await gdb.ask(b"qSupported")
+    assert b'<thread id="2" ' in await gdb.ask(b"qXfer:threads:read::0,1000")
+
+
+async def test_memory_map_is_of_physical_memory(gdb: RspPeer) -> None:
+    assert b"<memory-map>\n</memory-map>" in await gdb.ask(b"qXfer:memory-map:read::0,1000")
+    await gdb.ask(b"Qqemu.PhyMemMode:1")
+    regions = await gdb.ask(b"qXfer:memory-map:read::0,1000")
+    assert b'<memory type="ram" start="0x0" length="0x10000"/>' in regions
+    assert b'<memory type="rom" start="0xfffc0000" length="0x40000"/>' in regions
+
+
+async def test_the_symbol_file_is_served(gdb: RspPeer, host: FakeHost, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 0x200
+    host.symbol_file = tmp_path / "vmlinux"
+    host.symbol_file.write_bytes(content)
+    name = (await gdb.ask(b"qXfer:exec-file:read:1:0,1000"))[1:]
+    assert name.decode() == str(host.symbol_file)
+    assert await gdb.ask(b"vFile:setfs:0") == b"F0"
+    assert await gdb.ask(b"vFile:open:%b,0,0" % name.hex().encode()) == b"F0"
+    head, _, status = (await gdb.ask(b"vFile:fstat:0")).partition(b";")
+    assert head == b"F40"
+    assert int.from_bytes(status[28:36], "big") == len(content)
+    read = b""
+    while piece := (await gdb.ask(b"vFile:pread:0,10000,%x" % len(read))).partition(b";")[2]:
+        read += piece
+    assert read == content
+    assert await gdb.ask(b"vFile:close:0") == b"F0"
+    assert await gdb.ask(b"vFile:close:0") == b"F-1,9"
+
+
+async def test_no_other_file_is(gdb: RspPeer, host: FakeHost, tmp_path: Path) -> None:
+    host.symbol_file = tmp_path / "vmlinux"
+    ours, other = (
+        b"%b" % path.hex().encode() for path in (bytes(host.symbol_file), b"/etc/passwd")
+    )
+    assert await gdb.ask(b"vFile:open:%b,0,0" % other) == b"F-1,d"
+    assert await gdb.ask(b"vFile:open:%b,0,0" % ours) == b"F-1,2"
+    host.symbol_file.touch()
+    assert await gdb.ask(b"vFile:open:%b,1,0" % ours) == b"F-1,1e"
+    for number in range(16):
+        assert await gdb.ask(b"vFile:open:%b,0,0" % ours) == b"F%x" % number
+    assert await gdb.ask(b"vFile:open:%b,0,0" % ours) == b"F-1,18"
+    host.symbol_file.unlink()
+    assert await gdb.ask(b"vFile:pread:3,10,0") == b"F-1,16"
+    assert await gdb.ask(b"vFile:fstat:3") == b"F-1,2"
+    assert await gdb.ask(b"vFile:fstat:77") == await gdb.ask(b"vFile:pread:77,1,1") == b"F-1,9"
+    assert await gdb.ask(b"vFile:unlink:%b" % ours) == b""
 
 
 # --- threads -------------------------------------------------------------------------------------
@@ -221,6 +314,31 @@ async def test_breakpoint_and_watchpoint_replies(gdb: RspPeer, host: FakeHost) -
     # What is asked next is about the thread that stopped.
     assert await gdb.ask(b"p10") == little(CODE + CODE_SIZE + 0x81)
     assert await gdb.ask(b"?") == third
+
+
+async def test_step_modes(gdb: RspPeer, host: FakeHost) -> None:
+    assert await gdb.ask(b"qqemu.sstepbits") == b"ENABLE=1,NOIRQ=2,NOTIMER=4"
+    assert await gdb.ask(b"qqemu.sstep") == b"0x7"
+    assert await gdb.ask(b"Qqemu.sstep=1") == b"OK"
+    assert await gdb.ask(b"qqemu.sstep") == b"0x1"
+    assert (await gdb.ask(b"Qqemu.sstep=0")).startswith(b"E.without the bit ENABLE")
+    assert (await gdb.ask(b"Qqemu.sstep=9")).startswith(b"E.there is no step bit 0x8")
+    await gdb.close()
+    await host.wait_left()
+    assert host.fake.engine.execution.step_mode == 7
+
+
+async def test_an_engine_without_step_modes(gdb: RspPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("tests.support.fake_engine.FakeExecution.step_bits")
+    assert await gdb.ask(b"qqemu.sstepbits") == await gdb.ask(b"Qqemu.sstep=7") == b""
+
+
+async def test_modes_that_are_refused_in_words(gdb: RspPeer) -> None:
+    assert await gdb.ask(b"QNonStop:0") == b"OK"
+    assert (await gdb.ask(b"QNonStop:1")).startswith(b"E.the engine fake stops all vCPUs or none")
+    assert await gdb.ask(b"QThreadEvents:1") == b"OK"
+    assert await gdb.ask(b"QCatchSyscalls:0") == b"OK"
+    assert (await gdb.ask(b"QCatchSyscalls:1;1")).startswith(b"E.system calls are not caught")
 
 
 # --- the process ---------------------------------------------------------------------------------
