@@ -148,7 +148,7 @@ class _Connection:
         """A client that crashed must not leave the guest patched, or stopped for nobody."""
         vm = self._host.vm
         try:
-            await vm.release(client, resume=client in vm.holders and self._shall_run)
+            await vm.release(client, resume=client in vm.clients.holders and self._shall_run)
         except KvmdbgError as error:
             log.warning("after %s left: %s", client, error)
         orderly = None if self._role is p.Role.BRIDGE else self._orderly
@@ -156,7 +156,7 @@ class _Connection:
 
     def _push(self, client: ClientId, event: VmEvent) -> None:
         if isinstance(event, Stopped) and self._awaits_stop:
-            self._host.vm.hold(client)  # the stop is this client's: it shall find it so
+            self._host.vm.clients.hold(client)  # the stop is this client's: it shall find it so
             self._awaits_stop = False
         self._send(p.Push(event))
 
@@ -204,14 +204,14 @@ class _Connection:
         vm = self._host.vm
         match request:
             case p.Pause():
-                vm.hold(client)
+                vm.clients.hold(client)
                 return await vm.pause()
             case p.Resume(plan):
-                vm.require_drive(client)
+                vm.clients.require_drive(client)
                 self._awaits_stop = self._shall_run = True
                 await vm.resume(plan)
                 if vm.stop is None:  # otherwise it has stopped again, and the client holds it
-                    vm.let_go(client)
+                    vm.clients.let_go(client)
             case p.Reset():
                 await vm.reset()
         return None

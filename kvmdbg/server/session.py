@@ -62,7 +62,7 @@ class Session:
         self._connection.close()
         restore_step_mode(client)
         try:
-            if self._kill:
+            if self._kill or client.killed:
                 await client.host.kill()
             await client.vm.release(client.id, resume=True)
         except KvmdbgError as error:

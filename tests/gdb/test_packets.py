@@ -93,3 +93,33 @@ async def test_step_mode(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
     assert await packet(gdb, "Qqemu.sstep=1") == "OK"
     assert (await gdb.stepi())["reason"] == "end-stepping-range"
     assert await packet(gdb, "qqemu.sstep") == "0x1"
+
+
+async def test_registers_in_the_classic_layout(kvmdbg_vm: Vm) -> None:
+    """As a gdb that has no XML does, gdb takes the architecture from the program."""
+    async with start_gdb(demo.artefact("vmlinux")) as gdb:
+        await gdb.cli("set remote target-features-packet off")
+        await gdb.mi(f"-target-select remote {kvmdbg_vm.status.gdb_socket}")
+        await gdb.wait_stopped()
+        assert await gdb.value("$pc") == 0xFFF0
+        await gdb.cli("set $rbx = 0x11223344")
+        assert await kvmdbg_vm.register("rbx") == 0x11223344
+        assert "cr3" not in await gdb.cli("info registers")
+        await gdb.stepi()
+        assert not any("packet reply" in text for text in gdb.console)
+
+
+async def test_extended_remote(kvmdbg_vm: Vm) -> None:
+    """Detach, attach and run over one connection."""
+    async with start_gdb(demo.artefact("vmlinux")) as gdb:
+        await gdb.mi(f"-target-select extended-remote {kvmdbg_vm.status.gdb_socket}")
+        await gdb.wait_stopped()
+        await gdb.cli("hbreak start_kernel")
+        await gdb.cont()
+        await gdb.cli("detach")
+        await gdb.cli("delete")
+        await gdb.cli("attach 1")
+        assert await gdb.value("$pc") == await kvmdbg_vm.register("rip")
+        await gdb.cli("starti")
+        assert await gdb.value("$pc") == 0xFFF0
+        assert await kvmdbg_vm.register("rip") == 0xFFF0

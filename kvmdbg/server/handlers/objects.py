@@ -17,6 +17,7 @@ async def features(client: Client, annex: str) -> bytes:
     """``qXfer:features``"""
     if annex != "target.xml":
         raise NoSuchAnnex(f"there is no target description {annex!r}")
+    client.described = True
     return client.vm.arch.target_xml.encode()
 
 

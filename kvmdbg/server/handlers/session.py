@@ -45,14 +45,21 @@ async def attach(client: Client, command: Attach) -> Reply:
     """``vAttach``, after a detach."""
     if command.pid != PROCESS:
         raise NoSuchVcpu(f"there is no process {command.pid}: the guest is process {PROCESS}")
-    client.vm.hold(client.id, drive=True)
+    client.vm.clients.drive(client.id)
     stop = await client.vm.pause()
+    client.killed = False
     client.access = stop.vcpu
     return await stop_reply(client.vm, stop)
 
 
 async def kill(client: Client, command: Kill) -> Outcome:
-    """``k`` and ``vKill``"""
+    """``k`` and ``vKill``. In extended mode gdb's ``run`` kills first and then restarts: the VM is
+    stopped until it does, and ends with the connection if it does not."""
+    if client.extended and command.pid is not None:
+        await client.vm.pause()
+        await client.vm.drop_breakpoints(client.id)
+        client.killed = True
+        return Ok()
     return Goodbye(None if command.pid is None else Ok(), kill=True)
 
 
@@ -77,5 +84,8 @@ async def catch_syscalls(client: Client, command: CatchSyscalls) -> Reply:
 
 async def restart(client: Client, command: Restart) -> Outcome:
     """``R``"""
+    client.vm.clients.drive(client.id)
+    await client.vm.pause()
     await client.vm.reset()
+    client.killed = False
     return Silent()

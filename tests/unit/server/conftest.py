@@ -105,4 +105,5 @@ async def gdb(peer: RspPeer) -> RspPeer:
     features = b"multiprocess+;swbreak+;hwbreak+;error-message+;xmlRegisters=i386"
     await peer.ask(b"qSupported:" + features)
     await peer.no_acks()
+    await peer.ask(b"qXfer:features:read:target.xml:0,1000")
     return peer

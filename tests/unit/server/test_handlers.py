@@ -15,6 +15,7 @@ from tests.support.rsp_peer import RspPeer
 from .conftest import FakeHost
 
 ZERO, ONE = VcpuIndex(0), VcpuIndex(1)
+STEP, HOLD = Action.STEP, Action.HOLD
 
 
 def little(value: int, size: int = 8) -> bytes:
@@ -32,6 +33,19 @@ async def test_registers(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.ask(b"p10") == little(CODE)
     assert await gdb.ask(b"P10=" + little(CODE + 5)) == b"OK"
     assert host.fake.guest.pc(ZERO) == CODE + 5
+
+
+async def test_registers_for_a_client_that_has_not_read_their_description(
+    peer: RspPeer, host: FakeHost
+) -> None:
+    classic = await peer.ask(b"g")
+    assert len(classic) == 2 * (16 * 8 + 8 + 7 * 4 + 8 * 10 + 8 * 4 + 16 * 16 + 4)
+    assert await peer.ask(b"G" + little(5) + classic[16:]) == b"OK"
+    assert await peer.ask(b"p0") == little(5)
+    await peer.ask(b"qXfer:features:read:target.xml:0,10")
+    whole = await peer.ask(b"g")
+    assert len(whole) == 2 * sum(register.size for register in host.vm.arch.block)
+    assert whole.startswith(little(5) + classic[16:])
 
 
 async def test_all_registers_are_written(gdb: RspPeer, host: FakeHost) -> None:
@@ -270,6 +284,10 @@ async def test_breakpoints_that_cannot_be(gdb: RspPeer, host: FakeHost) -> None:
         (b"vCont;C05:p1.2", ResumePlan({ONE: Action.CONTINUE}, Action.HOLD)),
         (b"vCont;S05:1", ResumePlan.step(ZERO)),
         (b"vCont;t:1;c", ResumePlan({ZERO: Action.HOLD})),
+        (b"vCont;t:p1.1;c:p1.2;s", ResumePlan({ZERO: Action.HOLD, ONE: Action.CONTINUE}, STEP)),
+        (b"vCont;r10,20:p1.2;c", ResumePlan({ONE: STEP}, ranges={ONE: (Gva(16), Gva(32))})),
+        (b"vCont;r1,2:1;s:1", ResumePlan({ZERO: STEP}, HOLD, {ZERO: (Gva(1), Gva(2))})),
+        (b"vCont;c:1;r1,2", ResumePlan({ZERO: Action.CONTINUE}, STEP, {ONE: (Gva(1), Gva(2))})),
         (b"c", ResumePlan({ZERO: Action.CONTINUE})),
         (b"s", ResumePlan({ZERO: Action.STEP})),
         (b"C05", ResumePlan({ZERO: Action.CONTINUE})),
@@ -291,14 +309,27 @@ async def test_step_of_the_thread_that_hc_chose(gdb: RspPeer, host: FakeHost) ->
     assert host.fake.guest.instructions[0] == 0
 
 
-@pytest.mark.parametrize("payload", [b"vCont;r1,2:p1.1", b"vCont;s:p1.9"])
+@pytest.mark.parametrize("payload", [b"vCont;t", b"vCont;t:1;t:2", b"vCont;s:p1.9"])
 async def test_resumptions_that_cannot_be(gdb: RspPeer, host: FakeHost, payload: bytes) -> None:
     assert (await gdb.ask(payload)).startswith(b"E.")
     assert host.fake.engine.execution.plans == []
 
 
 async def test_vcont_query(gdb: RspPeer) -> None:
-    assert await gdb.ask(b"vCont?") == b"vCont;c;C;s;S"
+    assert await gdb.ask(b"vCont?") == b"vCont;c;C;s;S;t;r"
+
+
+async def test_a_range_is_stepped_through_at_once(gdb: RspPeer, host: FakeHost) -> None:
+    reply = await gdb.ask(b"vCont;r%x,%x:p1.1" % (CODE, CODE + 7))
+    assert reply.startswith(b"T0510:" + little(CODE + 7))
+    assert host.fake.guest.instructions == [7, 0]
+    # A breakpoint in the range ends it, though a step onto it is no hit.
+    await gdb.ask(b"Z1,%x,1" % (CODE + 9))
+    reply = await gdb.ask(b"vCont;r%x,%x:p1.1" % (CODE, CODE + 12))
+    assert reply.startswith(b"T0510:" + little(CODE + 9))
+    assert b"hwbreak" not in reply
+    # The range may be left already.
+    assert (await gdb.ask(b"vCont;r1,2:p1.1")).startswith(b"T0510:" + little(CODE + 10))
 
 
 async def test_breakpoint_and_watchpoint_replies(gdb: RspPeer, host: FakeHost) -> None:
@@ -358,7 +389,7 @@ async def test_detach(gdb: RspPeer, host: FakeHost) -> None:
     assert host.left == [("gdb-1", True)]
     assert host.fake.engine.breakpoints.specs == set()
     assert host.vm.stop is None
-    assert host.vm.holders == frozenset()
+    assert host.vm.clients.holders == frozenset()
 
 
 async def test_detach_and_attach_in_extended_mode(gdb: RspPeer, host: FakeHost) -> None:
@@ -369,7 +400,22 @@ async def test_detach_and_attach_in_extended_mode(gdb: RspPeer, host: FakeHost) 
     assert (await gdb.ask(b"vCont;c")).startswith(b"E.")
     assert (await gdb.ask(b"vAttach;2")).startswith(b"E.")
     assert (await gdb.ask(b"vAttach;1")).startswith(b"T02")
-    assert host.vm.holders == {"gdb-1"}
+    assert host.vm.clients.holders == {"gdb-1"}
+
+
+async def test_kill_and_restart_in_extended_mode(gdb: RspPeer, host: FakeHost) -> None:
+    await gdb.ask(b"!")
+    await gdb.ask(b"Z0,%x,1" % DATA)
+    assert await gdb.ask(b"vKill;1") == b"OK"
+    assert await gdb.ask(b"?") == b"W00;process:1"
+    assert host.fake.engine.breakpoints.specs == set()
+    await gdb.send(b"R00")
+    assert (await gdb.ask(b"?")).startswith(b"T05")
+    assert host.fake.run_control.calls[-1] == "reset"
+    assert await gdb.ask(b"vKill;1") == b"OK"
+    await gdb.close()
+    await host.wait_left()
+    assert host.vm.gone is not None
 
 
 async def test_restart(gdb: RspPeer, host: FakeHost) -> None:
