@@ -16,7 +16,7 @@ from kvmdbg.owner import protocol as p
 from kvmdbg.owner.lifetime import Lifetime
 from kvmdbg.server.peers import require_same_uid
 from kvmdbg.target.breakpoints import ClientId
-from kvmdbg.target.events import Stopped, VmEvent
+from kvmdbg.target.events import Resumed, Stopped, VmEvent
 from kvmdbg.target.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class _Connection:
         self._number = number
         self._role = p.Role.USER
         self._orderly = False
+        self._follows = False
         self._awaits_stop = False
         self._shall_run = host.vm.stop is None
         """The VM ran when this client came, or it has let it run: so it runs when it leaves."""
@@ -158,7 +159,8 @@ class _Connection:
         if isinstance(event, Stopped) and self._awaits_stop:
             self._host.vm.clients.hold(client)  # the stop is this client's: it shall find it so
             self._awaits_stop = False
-        self._send(p.Push(event))
+        if self._follows or not isinstance(event, Resumed | Stopped):
+            self._send(p.Push(event))
 
     def _send(self, message: p.Answer | p.Push) -> None:
         if not self._writer.is_closing():
@@ -180,6 +182,8 @@ class _Connection:
                 raise RemoteProtocolError("a control client said Hello twice")
             case p.Bye():
                 self._orderly = True
+            case p.Follow():
+                self._follows = True
             case p.Status():
                 return host.status()
             case p.Quit():

@@ -182,6 +182,16 @@ class RunControl(Protocol):
         """The signal that killed QEMU, 0 where it ended by itself or that is not known."""
         ...
 
+    @property
+    def stops(self) -> int:
+        """How many times QEMU has said that the VM stopped."""
+        ...
+
+    async def wait_stop(self, known: int) -> None:
+        """Return when :attr:`stops` is greater than ``known``, and so every event before that stop
+        has been delivered; a question less to QEMU than :meth:`sync`."""
+        ...
+
     async def sync(self) -> VmRunState:
         """Ask QEMU; when this returns, every event before the answer has been delivered."""
         ...

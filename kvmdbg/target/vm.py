@@ -28,13 +28,16 @@ from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
 from kvmdbg.target.ranges import run_plan
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
+    BreakpointHit,
     Frozen,
     Halted,
     Panicked,
     Paused,
     ResumePlan,
     ShutDown,
+    Stepped,
     Stop,
+    WatchpointHit,
 )
 
 STOP_TIMEOUT = 15.0
@@ -42,6 +45,9 @@ STOP_TIMEOUT = 15.0
 
 _RESET_QUIET = 1.0
 """Seconds within which a second RESET is the same one (QEMU announces some twice)."""
+
+
+_DEBUG_STOPS = (Stepped, BreakpointHit, WatchpointHit)
 
 
 class Vm:
@@ -205,7 +211,7 @@ class Vm:
     async def _run_until_stop(self, plan: ResumePlan) -> None:
         try:
             stop = await run_plan(self.engine, plan, self.breakpoints, lambda: self._interrupting)
-            stop = self._refine(stop, await self._run_control.sync())
+            stop = self._refine(stop, await self._state_after(stop))
         except VmGone:
             await self._run_control_gone()
             return
@@ -225,6 +231,14 @@ class Vm:
                 return
             await asyncio.sleep(0.02)
         self._set_gone(Gone("the connection to it was lost"))
+
+    async def _state_after(self, stop: Stop) -> VmRunState:
+        """The run state, for which QEMU need not be asked when a vCPU's own doing stopped the VM
+        and the event of that has come."""
+        state = self._run_control.state
+        if isinstance(stop.reason, _DEBUG_STOPS) and not PERMITS[state].executing:
+            return VmRunState.DEBUG
+        return await self._run_control.sync()
 
     def _settle(self, stop: Stop) -> None:
         self._stop = stop

@@ -91,6 +91,7 @@ class Resumption:
         stray = set(self.armed)
         self.armed |= stepped
         self._threads.stopped_by(None)
+        stops = self._run_control.stops
         answer = self._connection.resume(requests.vcont(self._actions(plan)))
         done, _ = await asyncio.wait({answer}, timeout=patience)
         if not done:
@@ -104,6 +105,9 @@ class Resumption:
         vcpu = self._threads.vcpu(reply.stop.thread)
         if reply.stop.signal == SIGNAL_TRAP:
             self._threads.stopped_by(vcpu)
+            # The stub tells before the monitor does. With its STOP, our RESUME has come too, and
+            # will not be taken for another monitor's.
+            await self._run_control.wait_stop(stops)
         # A step that hits a watchpoint is two reasons to stop: QEMU keeps one for later.
         if vcpu not in stepped or reply.stop.watch is None:
             self.armed.discard(vcpu)

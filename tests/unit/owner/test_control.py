@@ -110,6 +110,7 @@ async def test_every_capability_is_reached(client: OwnerClient, host: FakeHost) 
 async def test_a_hit_is_pushed_and_the_vm_stays_the_clients(
     client: OwnerClient, host: FakeHost
 ) -> None:
+    await client.call(p.Follow())
     events = Events(client)
     await client.call(p.InsertBreakpoint(BREAKPOINT))
     await client.call(p.Resume())
@@ -119,12 +120,23 @@ async def test_a_hit_is_pushed_and_the_vm_stays_the_clients(
 
 
 async def test_a_plan_travels(client: OwnerClient) -> None:
+    await client.call(p.Follow())
     events = Events(client)
     await client.call(p.Resume(ResumePlan.step(VcpuIndex(1))))
     assert [await events.next(), await events.next()] == [
         Resumed(),
         Stopped(Stop(VcpuIndex(1), Stepped())),
     ]
+
+
+async def test_who_does_not_follow_is_told_notices_only(
+    client: OwnerClient, host: FakeHost
+) -> None:
+    events = Events(client)
+    await client.call(p.Resume(ResumePlan.step(CPU)))
+    await client.call(p.Pause())
+    host.vm.notice("news")
+    assert await events.next() == Notice("news")
 
 
 async def test_errors_arrive_as_what_they_were(client: OwnerClient) -> None:
