@@ -56,6 +56,8 @@ $(INSTALLED): pyproject.toml meson.build $(NATIVE)
 	@# What an editable build without isolation takes: ours, and that of dependencies without a wheel.
 	@$(BIN)/python -m pip install --quiet 'cffi >= 2.1' 'meson >= 1.4' 'meson-python >= 0.19' ninja setuptools wheel
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(VENV)/build --editable '.[dev]'
+	@# Not among the tools, on whose PATH it would stand in for the user's own gdb.
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/gdb18 'gdb-for-pwndbg == 18.*'
 	@touch $@
 	@echo "setup: done"
 

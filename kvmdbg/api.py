@@ -75,6 +75,7 @@ async def open(
     )
     client = await open_owner(name, options, progress or SilentProgress(), kind="api")
     try:
+        await client.call(p.Follow())
         yield Vm(client, await client.status())
     finally:
         await client.bye()  # whatever was raised in the block: the client has not crashed

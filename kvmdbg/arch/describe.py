@@ -87,6 +87,8 @@ class Architecture:
     watch_before: bool = False
     """A watchpoint stops a vCPU at the instruction that accesses, not after it; gdb expects so."""
     aliases: dict[str, str] = field(default_factory=dict)
+    classic_count: int | None = None
+    """Registers, from number 0 on, that a gdb without XML takes ``g`` to have; None: all."""
 
     @cached_property
     def registers(self) -> tuple[Register, ...]:
@@ -97,6 +99,11 @@ class Architecture:
     def block(self) -> tuple[Register, ...]:
         """The registers that ``g`` carries: numbers 0 to ``len(block) - 1``."""
         return tuple(r for r in self.registers if r.fetch is Fetch.BLOCK)
+
+    @cached_property
+    def classic_block(self) -> tuple[Register, ...]:
+        """The registers that ``g`` carries for a client that has not read the description."""
+        return self.block[: self.classic_count]
 
     @cached_property
     def numbers(self) -> dict[str, int]:

@@ -144,6 +144,7 @@ X86_64 = Architecture(
     expedited=("rip", "rsp", "rbp", "eflags"),
     translate=translate,
     translate_needs=("cr0", "cr3", "cr4", "efer"),
+    classic_count=57,
     aliases={"pc": "rip", "sp": "rsp", "fp": "rbp", "flags": "eflags"},
 )
 """The x86-64 descriptor."""

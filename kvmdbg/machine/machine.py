@@ -9,13 +9,14 @@ from pathlib import Path
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import ARCHITECTURES
-from kvmdbg.backend.stub import StubEngine, Watchdog, start_watchdog
+from kvmdbg.backend.stub import StubEngine, Watchdog, hmp, start_watchdog
 from kvmdbg.errors import MonitorError, VmGone
 from kvmdbg.machine.claim import Claim
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.machine.runtime import VmInfo
 from kvmdbg.qmp import QmpConnection
+from kvmdbg.target.memorymap import MemoryRegion
 from kvmdbg.target.runstate import PERMITS, VmRunState
 from kvmdbg.target.stops import Frozen, Halted, Panicked, Paused, ShutDown, Stop, StopReason
 
@@ -57,6 +58,10 @@ class Machine:
             lock=self.claim.folder.lock,
             orphan_timeout=self.info.orphan_timeout if mortal else 0,
         )
+
+    async def memory_map(self) -> list[MemoryRegion]:
+        """The guest's physical memory, ascending. Raises MonitorError."""
+        return await hmp.memory_map(self.monitor)
 
     async def close(self, *, restore: bool = True) -> None:
         """Leave the VM, which is stopped or gone; call it once.

@@ -19,6 +19,9 @@ from kvmdbg.target.runstate import NEXT, PERMITS, RunEvent, VmRunState
 STOP_TIMEOUT = 30.0
 """Seconds for a ``stop``: QEMU drains its disks first."""
 
+STOP_EVENT_TIMEOUT = 1.0
+"""Seconds for the event of a stop that has happened; then QEMU is asked."""
+
 QUIT_TIMEOUT = 10.0
 RESET_TIMEOUT = 10.0
 
@@ -61,6 +64,8 @@ class QmpRunControl:
         self._process = process
         self._state = VmRunState.PAUSED
         self._changes = 0
+        self._stops = 0
+        self._stopped = asyncio.Event()
         self._subscribers: list[Callable[[RunEvent], None]] = []
         self._resets: list[asyncio.Future[None]] = []
         self._refresh_timer: asyncio.TimerHandle | None = None
@@ -107,6 +112,21 @@ class QmpRunControl:
     async def wait_gone(self) -> None:
         """Return when QEMU has ended and subscribers know."""
         await self._gone.wait()
+
+    @property
+    def stops(self) -> int:
+        """How many times QEMU has said that the VM stopped."""
+        return self._stops
+
+    async def wait_stop(self, known: int) -> None:
+        """Return when :attr:`stops` is greater than ``known``."""
+        try:
+            async with asyncio.timeout(STOP_EVENT_TIMEOUT):
+                while self._stops <= known and self._state is not VmRunState.GONE:
+                    self._stopped.clear()
+                    await self._stopped.wait()
+        except TimeoutError:
+            await self.sync()
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -203,6 +223,9 @@ class QmpRunControl:
         """Move to the event's state, and tell."""
         state = NEXT[event]
         self._cancel_refresh()
+        if event is RunEvent.STOP:
+            self._stops += 1
+            self._stopped.set()
         if state is not None:
             self._state = state
         else:
@@ -250,6 +273,7 @@ class QmpRunControl:
     def _enter_gone(self) -> None:
         self._cancel_refresh()
         self._state = VmRunState.GONE
+        self._stopped.set()
         self._gone.set()
         for callback in tuple(self._subscribers):
             callback(RunEvent.GONE)

@@ -16,7 +16,7 @@ from kvmdbg.owner import protocol as p
 from kvmdbg.owner.lifetime import Lifetime
 from kvmdbg.server.peers import require_same_uid
 from kvmdbg.target.breakpoints import ClientId
-from kvmdbg.target.events import Stopped, VmEvent
+from kvmdbg.target.events import Resumed, Stopped, VmEvent
 from kvmdbg.target.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class _Connection:
         self._number = number
         self._role = p.Role.USER
         self._orderly = False
+        self._follows = False
         self._awaits_stop = False
         self._shall_run = host.vm.stop is None
         """The VM ran when this client came, or it has let it run: so it runs when it leaves."""
@@ -148,7 +149,7 @@ class _Connection:
         """A client that crashed must not leave the guest patched, or stopped for nobody."""
         vm = self._host.vm
         try:
-            await vm.release(client, resume=client in vm.holders and self._shall_run)
+            await vm.release(client, resume=client in vm.clients.holders and self._shall_run)
         except KvmdbgError as error:
             log.warning("after %s left: %s", client, error)
         orderly = None if self._role is p.Role.BRIDGE else self._orderly
@@ -156,9 +157,10 @@ class _Connection:
 
     def _push(self, client: ClientId, event: VmEvent) -> None:
         if isinstance(event, Stopped) and self._awaits_stop:
-            self._host.vm.hold(client)  # the stop is this client's: it shall find it so
+            self._host.vm.clients.hold(client)  # the stop is this client's: it shall find it so
             self._awaits_stop = False
-        self._send(p.Push(event))
+        if self._follows or not isinstance(event, Resumed | Stopped):
+            self._send(p.Push(event))
 
     def _send(self, message: p.Answer | p.Push) -> None:
         if not self._writer.is_closing():
@@ -180,6 +182,8 @@ class _Connection:
                 raise RemoteProtocolError("a control client said Hello twice")
             case p.Bye():
                 self._orderly = True
+            case p.Follow():
+                self._follows = True
             case p.Status():
                 return host.status()
             case p.Quit():
@@ -204,14 +208,14 @@ class _Connection:
         vm = self._host.vm
         match request:
             case p.Pause():
-                vm.hold(client)
+                vm.clients.hold(client)
                 return await vm.pause()
             case p.Resume(plan):
-                vm.require_drive(client)
+                vm.clients.require_drive(client)
                 self._awaits_stop = self._shall_run = True
                 await vm.resume(plan)
                 if vm.stop is None:  # otherwise it has stopped again, and the client holds it
-                    vm.let_go(client)
+                    vm.clients.let_go(client)
             case p.Reset():
                 await vm.reset()
         return None

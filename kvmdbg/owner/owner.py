@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kvmdbg.owner.protocol import ClientInfo, VmStatus
 from kvmdbg.server import RspServer
 from kvmdbg.target.breakpoints import ClientId
 from kvmdbg.target.events import Gone, Notice, VmEvent
+from kvmdbg.target.memorymap import MemoryRegion
 from kvmdbg.target.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,16 @@ class Owner:
     def attached(self) -> bool:
         """True when gdb's leaving shall not end the VM: ``qAttached``."""
         return not self.machine.info.booted
+
+    @property
+    def symbol_file(self) -> Path | None:
+        """The VM's symbol file; None where none is known."""
+        vmlinux = self.machine.info.vmlinux
+        return Path(vmlinux) if vmlinux else None
+
+    async def memory_map(self) -> Sequence[MemoryRegion]:
+        """The guest's physical memory, ascending."""
+        return await self.machine.memory_map()
 
     def client_joined(self, client: ClientId, pid: int) -> None:
         """A gdb connected."""

@@ -20,7 +20,7 @@ from kvmdbg.target.breakpoints import BreakpointSpec, ClientId
 from kvmdbg.target.events import VmEvent
 from kvmdbg.target.stops import ResumePlan, Stop
 
-VERSION = 1
+VERSION = 2
 """Raised with every incompatible change; owner and client must agree."""
 
 LINE_LIMIT = 64 * 1024 * 1024
@@ -84,6 +84,11 @@ class Hello(Request, frozen=True):
 
 class Bye(Request, frozen=True):
     """The client leaves in good order."""
+
+
+class Follow(Request, frozen=True):
+    """From now on, push when the VM runs on and when it stops, too: thousands of times a second
+    while a gdb steps, so that only those get it who want it."""
 
 
 class Status(Request, frozen=True):
@@ -199,6 +204,7 @@ class RemoveBreakpoint(Request, frozen=True):
 AnyRequest = (
     Hello
     | Bye
+    | Follow
     | Status
     | Pause
     | Resume

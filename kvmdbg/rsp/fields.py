@@ -77,6 +77,13 @@ class Fields:
         """All that is left, as the bytes that it spells in hex."""
         return from_hex(self.rest())
 
+    def flag(self) -> bool:
+        """All that is left: ``:0`` or ``:1``."""
+        self.expect(b":")
+        number = self.number("flag")
+        self.end()
+        return number != 0
+
     def end(self) -> None:
         """Nothing may be left."""
         if self:

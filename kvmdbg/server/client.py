@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 from kvmdbg.addr import VcpuIndex, thread_of, vcpu_of
@@ -65,7 +67,23 @@ class Client:
     access: VcpuIndex = _FIRST
     resumed: ThreadSpec = _EVERY
     extended: bool = False
+    killed: bool = False
+    """It killed the VM, and may yet restart it."""
     physical: bool = False
+    features: Mapping[str, str] = field(default_factory=dict)
+    """What it said in ``qSupported``."""
+    objects: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """Objects that it is reading, by name and annex."""
+    described: bool = False
+    """It has read the target description: until then, registers are in the classic layout."""
+    files: dict[int, Path] = field(default_factory=dict)
+    """Files that it has open."""
+    former_step_mode: int | None = None
+    """The step mode before this client set one."""
+
+    def has(self, feature: str) -> bool:
+        """True if it announced ``feature+``."""
+        return self.features.get(feature) == "+"
 
     @property
     def vm(self) -> Vm:

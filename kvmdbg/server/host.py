@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.memorymap import MemoryRegion
 from kvmdbg.target.vm import Vm
 
 
@@ -19,6 +22,15 @@ class Host(Protocol):
     @property
     def attached(self) -> bool:
         """True if the VM was running before kvmdbg came, so that gdb shall detach, not kill."""
+        ...
+
+    @property
+    def symbol_file(self) -> Path | None:
+        """The VM's symbol file; None where none is known."""
+        ...
+
+    async def memory_map(self) -> Sequence[MemoryRegion]:
+        """The guest's physical memory, ascending. Raises MonitorError."""
         ...
 
     async def kill(self) -> None:

@@ -86,7 +86,7 @@ class RspServer:
 
     async def _serve_admitted(self, client: Client, connection: Connection, pid: int) -> None:
         try:
-            self._host.vm.hold(client.id, drive=True)
+            self._host.vm.clients.drive(client.id)
         except Busy as error:
             await _refuse(connection, str(error))
             raise PeerRefused(f"{client.id} was refused: {error}") from error

@@ -17,6 +17,7 @@ from kvmdbg.rsp.server.states import SessionState
 from kvmdbg.server.client import Client, Goodbye, Outcome, Printed, Running, Silent
 from kvmdbg.server.connection import Connection, HangUp, Item
 from kvmdbg.server.failures import error_reply, is_worth_telling
+from kvmdbg.server.handlers.stepping import restore_step_mode
 from kvmdbg.server.report import end_reply, explain, stop_reply
 from kvmdbg.server.table import execute
 from kvmdbg.target.events import Gone, Notice, Stopped
@@ -59,8 +60,9 @@ class Session:
         """Also when the client crashed: the guest is left unpatched, and running."""
         client = self._client
         self._connection.close()
+        restore_step_mode(client)
         try:
-            if self._kill:
+            if self._kill or client.killed:
                 await client.host.kill()
             await client.vm.release(client.id, resume=True)
         except KvmdbgError as error:

@@ -1,4 +1,5 @@
-"""The one table: packet, the capability that it needs, its handler, and what qSupported says.
+"""The one table: packet or object, the capability that it needs, its handler, and what qSupported
+says.
 
 A packet whose capability is absent gets the empty reply, as one that is not in the table does.
 """
@@ -12,30 +13,34 @@ from typing import Any, Generic, TypeVar
 from kvmdbg.rsp.server.commands import (
     Command,
     breakpoints,
+    files,
     memory,
     monitor,
     registers,
     resume,
     session,
+    stepping,
     threads,
     xfer,
 )
-from kvmdbg.rsp.server.replies import Empty, Reply, SupportedFeatures
+from kvmdbg.rsp.server.replies import Empty, Error, ObjectPart, Reply, SupportedFeatures
 from kvmdbg.server.client import PACKET_SIZE, Client, Outcome
 from kvmdbg.server.handlers import breakpoints as on_breakpoints
+from kvmdbg.server.handlers import files as on_files
 from kvmdbg.server.handlers import memory as on_memory
 from kvmdbg.server.handlers import monitor as on_monitor
 from kvmdbg.server.handlers import objects as on_objects
 from kvmdbg.server.handlers import registers as on_registers
 from kvmdbg.server.handlers import resume as on_resume
 from kvmdbg.server.handlers import session as on_session
+from kvmdbg.server.handlers import stepping as on_stepping
 from kvmdbg.server.handlers import threads as on_threads
-from kvmdbg.target.vm import Vm
+from kvmdbg.server.host import Host
 
 C = TypeVar("C", bound=Command)
 
-Capability = Callable[[Vm], Any]
-"""Finds a capability; what it returns is false where the VM lacks it."""
+Capability = Callable[[Host], Any]
+"""Finds a capability; what it returns is false where the VM, or what is known of it, lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,40 +53,80 @@ class Entry(Generic[C]):
     features: tuple[str, ...] = ()
 
 
-def _always(vm: Vm) -> Any:
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One object of ``qXfer``; ``reader`` takes the annex."""
+
+    name: str
+    capability: Capability
+    reader: Callable[[Client, str], Awaitable[bytes]]
+
+    @property
+    def feature(self) -> str:
+        """Its name in qSupported."""
+        return f"qXfer:{self.name}:read"
+
+
+def _always(host: Host) -> Any:
     return True
 
 
-def _registers(vm: Vm) -> Any:
-    return vm.engine.registers
+def _registers(host: Host) -> Any:
+    return host.vm.engine.registers
 
 
-def _memory(vm: Vm) -> Any:
-    return vm.engine.memory
+def _memory(host: Host) -> Any:
+    return host.vm.engine.memory
 
 
-def _physical(vm: Vm) -> Any:
-    return vm.engine.physical
+def _physical(host: Host) -> Any:
+    return host.vm.engine.physical
 
 
-def _execution(vm: Vm) -> Any:
-    return vm.engine.execution
+def _execution(host: Host) -> Any:
+    return host.vm.engine.execution
 
 
-def _breakpoints(vm: Vm) -> Any:
-    return vm.breakpoints.kinds
+def _stepping(host: Host) -> Any:
+    return on_stepping.step_control(host.vm)
 
 
-def _monitor(vm: Vm) -> Any:
-    return vm.monitor
+def _breakpoints(host: Host) -> Any:
+    return host.vm.breakpoints.kinds
+
+
+def _monitor(host: Host) -> Any:
+    return host.vm.monitor
+
+
+def _symbol_file(host: Host) -> Any:
+    return host.symbol_file
 
 
 async def supported(client: Client, command: session.Supported) -> Reply:
     """``qSupported``"""
-    features = {
-        feature for entry in TABLE if entry.capability(client.vm) for feature in entry.features
-    }
+    client.features = command.features
+    host = client.host
+    features = {name for entry in TABLE if entry.capability(host) for name in entry.features}
+    features |= {entry.feature for entry in OBJECTS if entry.capability(host)}
     return SupportedFeatures(frozenset(features), PACKET_SIZE)
+
+
+async def read_object(client: Client, command: xfer.ReadObject) -> Reply:
+    """``qXfer:OBJECT:read``"""
+    entry = _BY_OBJECT.get(command.object)
+    if entry is None or not entry.capability(client.host):
+        return Empty()
+    key = (command.object, command.annex)
+    try:
+        if command.offset == 0 or key not in client.objects:
+            client.objects = {key: await entry.reader(client, command.annex)}
+    except on_objects.NoSuchAnnex:
+        return Error(0)  # the number that the manual gives to an annex that is not there
+    data = client.objects[key]
+    # Escaping may double the length.
+    end = command.offset + min(command.length, PACKET_SIZE // 2)
+    return ObjectPart(data[command.offset : end], last=end >= len(data))
 
 
 TABLE: tuple[Entry[Any], ...] = (
@@ -95,6 +140,8 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(session.Detach, _execution, on_session.detach),
     Entry(session.Kill, _always, on_session.kill),
     Entry(session.Restart, _always, on_session.restart),
+    Entry(session.NonStop, _always, on_session.non_stop, ("QNonStop",)),
+    Entry(session.CatchSyscalls, _always, on_session.catch_syscalls, ("QCatchSyscalls",)),
     # threads
     Entry(threads.SelectThread, _always, on_threads.select, ("multiprocess",)),
     Entry(threads.ThreadAlive, _always, on_threads.alive),
@@ -102,15 +149,18 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(threads.FirstThreads, _always, on_threads.first),
     Entry(threads.NextThreads, _always, on_threads.rest),
     Entry(threads.ThreadExtraInfo, _always, on_threads.extra_info),
+    Entry(threads.ThreadEvents, _always, on_threads.set_events, ("QThreadEvents",)),
     # registers
     Entry(registers.ReadRegisters, _registers, on_registers.read_all),
     Entry(registers.WriteRegisters, _registers, on_registers.write_all),
     Entry(registers.ReadRegister, _registers, on_registers.read_one),
     Entry(registers.WriteRegister, _registers, on_registers.write_one),
-    Entry(xfer.ReadObject, _registers, on_objects.read, ("qXfer:features:read",)),
     # memory
     Entry(memory.ReadMemory, _memory, on_memory.read),
+    Entry(memory.ReadBinary, _memory, on_memory.read_binary, ("binary-upload",)),
     Entry(memory.WriteMemory, _memory, on_memory.write),
+    Entry(memory.SearchMemory, _memory, on_memory.search),
+    Entry(memory.ChecksumMemory, _memory, on_memory.checksum),
     Entry(memory.PhysicalMode, _physical, on_memory.set_physical_mode),
     Entry(memory.PhysicalModeQuery, _physical, on_memory.physical_mode),
     # running
@@ -118,6 +168,9 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(resume.VContQuery, _execution, on_resume.vcont_actions, ("vContSupported",)),
     Entry(resume.VCont, _execution, on_resume.vcont),
     Entry(resume.ResumeThread, _execution, on_resume.resume_thread),
+    Entry(stepping.StepBitsQuery, _stepping, on_stepping.step_bits),
+    Entry(stepping.StepModeQuery, _stepping, on_stepping.step_mode),
+    Entry(stepping.StepMode, _stepping, on_stepping.set_step_mode),
     # breakpoints
     Entry(
         breakpoints.InsertBreakpoint, _breakpoints, on_breakpoints.insert, ("swbreak", "hwbreak")
@@ -125,14 +178,29 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(breakpoints.RemoveBreakpoint, _breakpoints, on_breakpoints.remove),
     # QEMU's monitor
     Entry(monitor.Monitor, _monitor, on_monitor.run),
+    # objects and files
+    Entry(xfer.ReadObject, _always, read_object),
+    Entry(files.SetFilesystem, _symbol_file, on_files.set_filesystem),
+    Entry(files.OpenFile, _symbol_file, on_files.open_file),
+    Entry(files.ReadFile, _symbol_file, on_files.read_file),
+    Entry(files.FileStatus, _symbol_file, on_files.file_status),
+    Entry(files.CloseFile, _symbol_file, on_files.close_file),
+)
+
+OBJECTS: tuple[Object, ...] = (
+    Object("features", _registers, on_objects.features),
+    Object("threads", _always, on_objects.threads),
+    Object("memory-map", _physical, on_objects.memory_map),
+    Object("exec-file", _symbol_file, on_objects.exec_file),
 )
 
 _BY_COMMAND: dict[type[Command], Entry[Any]] = {entry.command: entry for entry in TABLE}
+_BY_OBJECT = {entry.name: entry for entry in OBJECTS}
 
 
 async def execute(client: Client, command: Command) -> Outcome:
     """Do what ``command`` says. Raises KvmdbgError."""
     entry = _BY_COMMAND.get(type(command))
-    if entry is None or not entry.capability(client.vm):
+    if entry is None or not entry.capability(client.host):
         return Empty()
     return await entry.handler(client, command)

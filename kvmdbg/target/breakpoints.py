@@ -108,6 +108,10 @@ class BreakpointManager:
         else:
             owners.discard(client)
 
+    def is_at(self, address: Gva) -> bool:
+        """True if the instruction at ``address`` has a breakpoint."""
+        return any(s.address == address and not s.kind.is_watchpoint for s in self._owners)
+
     def held_by(self, client: ClientId) -> list[BreakpointSpec]:
         """The breakpoints that ``client`` holds."""
         return [spec for spec, owners in self._owners.items() if client in owners]

@@ -10,7 +10,7 @@ All calls but :meth:`Execution.run` and :meth:`Execution.interrupt` need the VM 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import Architecture
@@ -92,6 +92,27 @@ class Execution(Protocol):
         ...
 
 
+@runtime_checkable
+class StepControl(Protocol):
+    """What a single step keeps away: a further capability that an Execution may have.
+
+    Bits are QEMU's: 1 single steps at all, 2 no interrupts, 4 no timers.
+    """
+
+    @property
+    def step_bits(self) -> int:
+        """The bits that there are."""
+        ...
+
+    @property
+    def step_mode(self) -> int:
+        """The bits that are set; takes effect at the next resumption."""
+        ...
+
+    @step_mode.setter
+    def step_mode(self, bits: int) -> None: ...
+
+
 class Engine(Protocol):
     """A backend, open on one VM: its capabilities."""
 
@@ -160,6 +181,16 @@ class RunControl(Protocol):
     @property
     def exit_signal(self) -> int:
         """The signal that killed QEMU, 0 where it ended by itself or that is not known."""
+        ...
+
+    @property
+    def stops(self) -> int:
+        """How many times QEMU has said that the VM stopped."""
+        ...
+
+    async def wait_stop(self, known: int) -> None:
+        """Return when :attr:`stops` is greater than ``known``, and so every event before that stop
+        has been delivered; a question less to QEMU than :meth:`sync`."""
         ...
 
     async def sync(self) -> VmRunState:

@@ -83,10 +83,15 @@ class Action(Enum):
 
 
 class ResumePlan(msgspec.Struct, frozen=True):
-    """How the VM runs on: an action per vCPU, ``default`` for those not named."""
+    """How the VM runs on: an action per vCPU, ``default`` for those not named.
+
+    A vCPU that steps and has one of the ``ranges``, [start, end), goes on stepping while its pc is
+    in there and nothing else happens. Engines need not know of ranges: the facade does that.
+    """
 
     actions: Mapping[VcpuIndex, Action] = {}
     default: Action = Action.CONTINUE
+    ranges: Mapping[VcpuIndex, tuple[Gva, Gva]] = {}
 
     @classmethod
     def step(cls, vcpu: VcpuIndex, others: Action = Action.HOLD) -> ResumePlan:

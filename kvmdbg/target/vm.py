@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import Architecture
 from kvmdbg.errors import (
-    Busy,
     KvmdbgError,
     NoSuchVcpu,
     NotResumable,
@@ -24,16 +23,21 @@ from kvmdbg.errors import (
 )
 from kvmdbg.target.breakpoints import BreakpointManager, BreakpointSpec, ClientId
 from kvmdbg.target.capabilities import Engine, MonitorQuery, RunControl
+from kvmdbg.target.clients import Clients
 from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
+from kvmdbg.target.ranges import run_plan
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
+    BreakpointHit,
     Frozen,
     Halted,
     Panicked,
     Paused,
     ResumePlan,
     ShutDown,
+    Stepped,
     Stop,
+    WatchpointHit,
 )
 
 STOP_TIMEOUT = 15.0
@@ -41,6 +45,9 @@ STOP_TIMEOUT = 15.0
 
 _RESET_QUIET = 1.0
 """Seconds within which a second RESET is the same one (QEMU announces some twice)."""
+
+
+_DEBUG_STOPS = (Stepped, BreakpointHit, WatchpointHit)
 
 
 class Vm:
@@ -61,6 +68,7 @@ class Vm:
         self.engine = engine
         self.monitor = monitor
         self.breakpoints = BreakpointManager(engine.breakpoints)
+        self.clients = Clients(name)
         self._run_control = run_control
         self._stop: Stop | None = initial
         self._gone: Gone | None = None
@@ -71,8 +79,6 @@ class Vm:
         self._retired = False
         self._last_reset = -_RESET_QUIET
         self._lock = asyncio.Lock()
-        self._holders: set[ClientId] = set()
-        self._driver: ClientId | None = None
         self._subscribers: list[Callable[[VmEvent], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         run_control.subscribe(self._on_run_event)
@@ -103,11 +109,6 @@ class Vm:
     def gone(self) -> Gone | None:
         """How the VM ended; None while it exists."""
         return self._gone
-
-    @property
-    def holders(self) -> frozenset[ClientId]:
-        """The clients that rely on the VM staying as they left it (see :meth:`hold`)."""
-        return frozenset(self._holders)
 
     def subscribe(self, callback: Callable[[VmEvent], None]) -> Callable[[], None]:
         """Call ``callback`` for every event, in order; the result ends that."""
@@ -209,8 +210,8 @@ class Vm:
 
     async def _run_until_stop(self, plan: ResumePlan) -> None:
         try:
-            stop = await self.engine.execution.run(plan)
-            stop = self._refine(stop, await self._run_control.sync())
+            stop = await run_plan(self.engine, plan, self.breakpoints, lambda: self._interrupting)
+            stop = self._refine(stop, await self._state_after(stop))
         except VmGone:
             await self._run_control_gone()
             return
@@ -230,6 +231,14 @@ class Vm:
                 return
             await asyncio.sleep(0.02)
         self._set_gone(Gone("the connection to it was lost"))
+
+    async def _state_after(self, stop: Stop) -> VmRunState:
+        """The run state, for which QEMU need not be asked when a vCPU's own doing stopped the VM
+        and the event of that has come."""
+        state = self._run_control.state
+        if isinstance(stop.reason, _DEBUG_STOPS) and not PERMITS[state].executing:
+            return VmRunState.DEBUG
+        return await self._run_control.sync()
 
     def _settle(self, stop: Stop) -> None:
         self._stop = stop
@@ -286,7 +295,7 @@ class Vm:
                 return
             await self.engine.execution.resync()
             await self._run_control.sync()
-            if self._holders:
+            if self.clients.holders:
                 self.notice("another monitor resumed the VM; kvmdbg stopped it again")
             else:
                 self._stop = None
@@ -310,42 +319,18 @@ class Vm:
 
     # --- clients ---------------------------------------------------------------------------------
 
-    def hold(self, client: ClientId, *, drive: bool = False) -> None:
-        """``client`` relies on a stopped VM staying stopped, whatever other monitors do.
-
-        With ``drive`` only it may resume the VM (:meth:`require_drive`), until it leaves. Raises
-        Busy when another client drives.
-        """
-        if drive:
-            self.require_drive(client)
-            self._driver = client
-        self._holders.add(client)
-
-    def let_go(self, client: ClientId) -> None:
-        """``client`` no longer minds what the VM does; its breakpoints stay."""
-        self._holders.discard(client)
-        if self._driver == client:
-            self._driver = None
-
-    def require_drive(self, client: ClientId) -> None:
-        """Raise Busy when a client other than ``client`` drives the VM."""
-        if self._driver not in (None, client):
-            raise Busy(f"the VM {self.name} is driven by {self._driver}: detach it there first")
-
     async def release(self, client: ClientId, *, resume: bool) -> None:
         """``client`` leaves: its breakpoints go, and with ``resume`` the VM runs on.
 
         The VM stays stopped while another client holds it, or where it cannot be resumed.
         """
-        self.let_go(client)
+        self.clients.let_go(client)
         if self._gone is not None:
             return
-        if self.breakpoints.held_by(client):
-            async with self.halted():
-                await self.breakpoints.drop(client)
+        await self.drop_breakpoints(client)
         if (
             resume
-            and not self._holders
+            and not self.clients.holders
             and self._stop is not None
             and PERMITS[self._run_control.state].resumable
         ):
@@ -376,6 +361,12 @@ class Vm:
         """Remove, also while the VM runs."""
         async with self.halted():
             await self.breakpoints.remove(client, spec)
+
+    async def drop_breakpoints(self, client: ClientId) -> None:
+        """Remove all that ``client`` holds, also while the VM runs."""
+        if self.breakpoints.held_by(client):
+            async with self.halted():
+                await self.breakpoints.drop(client)
 
     @asynccontextmanager
     async def _stopped(self, vcpu: VcpuIndex | None = None) -> AsyncIterator[None]:

@@ -30,6 +30,7 @@ PACKETS = {
     "g": "all registers",
     "p10": "one register",
     "m": "memory, 2 KiB",
+    "s": "one step",
 }
 
 # Options of the VM's own QEMU that would make a second one use the same sockets.

@@ -128,3 +128,20 @@ async def test_next_and_finish_in_source(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None
     stop = await gdb.wait_stopped()
     assert stop["reason"] == "end-stepping-range"
     assert int(stop["frame"]["line"]) > line
+
+
+async def test_next_steps_through_a_line_in_the_server(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:
+    gdb = booted_gdb
+    await gdb.cli("break workload_compute")
+    await gdb.cont()
+    start = demo.workload()["workload_compute"]
+    await gdb.cli("set debug remote 1")
+    gdb.stops.clear()
+    before = len(gdb.console)
+    await gdb.mi("-exec-step")
+    assert (await gdb.wait_stopped())["frame"]["func"] == "workload_tick"
+    log = "".join(gdb.console[before:])
+    await gdb.cli("set debug remote 0")
+    assert f"vCont;r{start:x}," in log
+    # gdb itself steps over its breakpoint only, and off the instruction that returns.
+    assert log.count("vCont;s") <= 2

@@ -112,6 +112,7 @@ class FakeRunControl:
         self._subscribers: list[Callable[[RunEvent], None]] = []
         self.exit_text = ""
         self.exit_signal = 0
+        self.stops = 0
         self.calls: list[str] = []
         self.fail: Exception | None = None
 
@@ -130,6 +131,7 @@ class FakeRunControl:
     def stop(self, state: VmRunState) -> None:
         """The running VM stops in ``state``."""
         self._state = state
+        self.stops += 1
         self.emit(RunEvent.STOP)
 
     def start(self) -> None:
@@ -144,6 +146,9 @@ class FakeRunControl:
             raise failure
         if self._state is VmRunState.GONE:
             raise VmGone(f"the VM has ended: {self.exit_text}")
+
+    async def wait_stop(self, known: int) -> None:
+        """The fake's events come at once."""
 
     async def sync(self) -> VmRunState:
         if self._state is not VmRunState.GONE:
@@ -323,6 +328,11 @@ class FakeExecution:
         self._running = False
         self.plans: list[ResumePlan] = []
         self.forgotten = 0
+        self.step_mode = 7
+
+    @property
+    def step_bits(self) -> int:
+        return 7
 
     async def run(self, plan: ResumePlan) -> Stop:
         self.plans.append(plan)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,9 @@ from typing import Any
 from pygdbmi import gdbmiparser
 
 COMMAND_TIMEOUT = 60.0
+
+GDB_18 = Path(sys.prefix, "gdb18", "bin", "gdb")
+"""A gdb newer than Debian's, from PyPI; ``make setup`` puts it where no PATH finds it."""
 
 
 class GdbError(Exception):
@@ -127,18 +131,18 @@ class Gdb:
 
 @asynccontextmanager
 async def start_gdb(
-    program: Path | str | None, target: str | None = None, gdb: str = "gdb"
+    program: Path | str | None, target: str | None = None, gdb: Path | str = "gdb"
 ) -> AsyncIterator[Gdb]:
     """Start gdb on a symbol file, connected to ``target`` if given; killed afterwards."""
     process = await asyncio.create_subprocess_exec(
-        *(gdb, "-nx", "-q", "--interpreter=mi3"),
+        *(str(gdb), "-nx", "-q", "--interpreter=mi3"),
         *([str(program)] if program else []),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
         limit=1 << 22,
-        env=os.environ | {"DEBUGINFOD_URLS": ""},
+        env=os.environ | {"DEBUGINFOD_URLS": "", "PYTHONPATH": str(GDB_18.parents[1])},
     )
     session = Gdb(process)
     try:

@@ -12,6 +12,7 @@ import os
 from kvmdbg.errors import AttachError, RemoteProtocolError, TargetError, VmGone, WaitTimeout
 from kvmdbg.rsp.client.session import ClientSession, Reply, Stop, Unsolicited
 from kvmdbg.rsp.client.states import ClientState
+from kvmdbg.rsp.frame import ACK
 from kvmdbg.rsp.stops import StopReply
 
 CONNECT_TIMEOUT = 5.0
@@ -32,6 +33,9 @@ class StubConnection(asyncio.Protocol):
         self._answer: asyncio.Future[Reply | Stop] | None = None
         self._acknowledged = asyncio.Event()
         self._failure: TargetError | None = None
+        self._unsent = b""
+        """Acknowledgements, which QEMU awaits only before the next request: they go with that, and
+        so cost no write of their own."""
         self._transport: asyncio.WriteTransport
 
     @classmethod
@@ -146,7 +150,11 @@ class StubConnection(asyncio.Protocol):
             self._fail(TargetError(f"QEMU's gdbstub sent nonsense: {error}"))
             self._transport.abort()
             return
-        self._send(self._session.data_to_send())
+        reply = self._session.data_to_send()
+        if reply.strip(ACK):
+            self._send(reply)
+        else:
+            self._unsent += reply
         if self._session.state not in (ClientState.SENT, ClientState.RESUMING):
             self._acknowledged.set()
         for event in events:
@@ -166,7 +174,8 @@ class StubConnection(asyncio.Protocol):
 
     def _send(self, data: bytes) -> None:
         if data:
-            self._transport.write(data)
+            self._transport.write(self._unsent + data)
+            self._unsent = b""
 
     def _resolve(self, event: Reply | Stop) -> None:
         answer, self._answer = self._answer, None

@@ -76,6 +76,20 @@ class StubExecution:
         self._reported: dict[VcpuIndex, _Hit] = {}
         self._running = False
 
+    @property
+    def step_bits(self) -> int:
+        """See :class:`kvmdbg.target.capabilities.StepControl`."""
+        return self._resumption.step_bits
+
+    @property
+    def step_mode(self) -> int:
+        """See :class:`kvmdbg.target.capabilities.StepControl`."""
+        return self._resumption.masked
+
+    @step_mode.setter
+    def step_mode(self, bits: int) -> None:
+        self._resumption.masked = bits
+
     async def run(self, plan: ResumePlan) -> Stop:
         """See the capability."""
         if self._running:

@@ -13,8 +13,11 @@ from collections.abc import Collection
 from kvmdbg.addr import Gpa, Hva, VcpuIndex
 from kvmdbg.errors import MonitorError
 from kvmdbg.target.capabilities import MonitorQuery
+from kvmdbg.target.memorymap import MemoryKind, MemoryRegion
 
-_RANGE = re.compile(r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ram\): (\S+)", re.MULTILINE)
+_RANGE = re.compile(
+    r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (ram|romd?)\): (\S+)", re.MULTILINE
+)
 _HVA = re.compile(r" is (0x[0-9a-f]+)")
 _CPU = re.compile(r"^CPU#(\d+)", re.MULTILINE)
 _DEBUG_REGISTER = re.compile(r"\b(DR[0-7]) ?=([0-9a-f]+)")
@@ -30,12 +33,33 @@ SYSTEM_REGISTERS = frozenset(
 
 async def memory_ranges(monitor: MonitorQuery, backends: Collection[str]) -> list[tuple[Gpa, int]]:
     """Guest RAM out of the memory ``backends``: first GPA and length in bytes of each range."""
+    return [
+        (start, length)
+        for start, length, kind, name in await _flat_view(monitor)
+        if kind == "ram" and name in backends
+    ]
+
+
+async def memory_map(monitor: MonitorQuery) -> list[MemoryRegion]:
+    """RAM and ROM by GPA, ascending; what lies together and is of a kind is one region."""
+    regions: list[MemoryRegion] = []
+    for start, length, kind, _ in await _flat_view(monitor):
+        found = MemoryRegion(MemoryKind(kind.removesuffix("d")), start, length)
+        last = regions[-1] if regions else None
+        if last and last.kind is found.kind and last.start + last.length == start:
+            regions[-1] = MemoryRegion(last.kind, last.start, last.length + length)
+        else:
+            regions.append(found)
+    return regions
+
+
+async def _flat_view(monitor: MonitorQuery) -> list[tuple[Gpa, int, str, str]]:
+    """What the CPUs see that is memory: first GPA, length in bytes, ram, rom or romd, and name."""
     for view in (await monitor.hmp("info mtree -f")).split("FlatView #"):
         if re.search(r'AS "memory"', view):
             return [
-                (Gpa(int(first, 16)), int(last, 16) - int(first, 16) + 1)
-                for first, last, name in _RANGE.findall(view)
-                if name in backends
+                (Gpa(int(first, 16)), int(last, 16) - int(first, 16) + 1, kind, name)
+                for first, last, kind, name in _RANGE.findall(view)
             ]
     return []
 

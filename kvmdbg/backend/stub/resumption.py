@@ -61,13 +61,19 @@ class Resumption:
         self._step_mode: int | None = None
         self.interrupted = False
         """Somebody wants the VM stopped; it will not be resumed while this is set."""
-        self.masked = step_bits & (ENABLE | NO_IRQ | NO_TIMER)
-        """Step mode: no step ends up in an interrupt handler, and guest time stands still."""
-        self.timed = self.masked & ~NO_TIMER
-        """Step mode: as ``masked``, but guest time goes on, so that a halted vCPU wakes up."""
+        self.step_bits = step_bits & (ENABLE | NO_IRQ | NO_TIMER)
+        """The bits of a step mode that there are."""
+        self.masked = self.step_bits
+        """Step mode: no step ends up in an interrupt handler, and guest time stands still, unless
+        a client wants it otherwise."""
         self.armed: set[VcpuIndex] = set()
         """vCPUs that QEMU single-steps, or stops at once, at the next resumption, whatever that
         says: it forgets a step only when that very vCPU stops the VM."""
+
+    @property
+    def timed(self) -> int:
+        """Step mode: as ``masked``, but guest time goes on, so that a halted vCPU wakes up."""
+        return self.masked & ~NO_TIMER
 
     async def set_step_mode(self, mode: int) -> None:
         """What ``vCont;s`` means from now on."""
@@ -85,6 +91,7 @@ class Resumption:
         stray = set(self.armed)
         self.armed |= stepped
         self._threads.stopped_by(None)
+        stops = self._run_control.stops
         answer = self._connection.resume(requests.vcont(self._actions(plan)))
         done, _ = await asyncio.wait({answer}, timeout=patience)
         if not done:
@@ -98,6 +105,9 @@ class Resumption:
         vcpu = self._threads.vcpu(reply.stop.thread)
         if reply.stop.signal == SIGNAL_TRAP:
             self._threads.stopped_by(vcpu)
+            # The stub tells before the monitor does. With its STOP, our RESUME has come too, and
+            # will not be taken for another monitor's.
+            await self._run_control.wait_stop(stops)
         # A step that hits a watchpoint is two reasons to stop: QEMU keeps one for later.
         if vcpu not in stepped or reply.stop.watch is None:
             self.armed.discard(vcpu)

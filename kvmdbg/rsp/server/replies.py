@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kvmdbg.addr import Gva
 from kvmdbg.rsp.octets import to_hex
 from kvmdbg.rsp.server.commands.session import Supported
 from kvmdbg.rsp.stops import Cause, Exited, Stopped, StopReply, Terminated, encode_stop
@@ -62,6 +63,42 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class BinaryMemory:
+    """``x``: what could be read, which may be less than was asked for."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``qSearch:memory``: the address of the first match, None where there is none."""
+
+    address: Gva | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """``qCRC``."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """``vFile``: what the call returned, with the bytes that it read."""
+
+    value: int
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileError:
+    """``vFile``: the call failed; ``errno`` is one of GDB's File-I/O numbers."""
+
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
 class CurrentThreadIs:
     """``qC``."""
 
@@ -98,6 +135,13 @@ class VContActions:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainText:
+    """A text as the whole reply, as it is, for QEMU's own queries."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class HexText:
     """A text as the whole reply, for ``qThreadExtraInfo`` and ``qRcmd``."""
 
@@ -118,11 +162,17 @@ Reply = (
     | SupportedFeatures
     | Registers
     | Memory
+    | BinaryMemory
+    | Found
+    | Checksum
+    | FileResult
+    | FileError
     | CurrentThreadIs
     | Threads
     | ObjectPart
     | Flag
     | VContActions
+    | PlainText
     | HexText
     | StopReply
 )
@@ -160,6 +210,8 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return b""
         case Memory(data):
             return to_hex(data)
+        case BinaryMemory(data):
+            return b"b" + data
         case Registers(values):
             return _registers(values)
         case Stopped() | Exited() | Terminated():
@@ -181,10 +233,28 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return ";".join(("vCont", *letters)).encode()
         case Flag(on):
             return b"%d" % on
+        case PlainText(text):
+            return text.encode()
         case HexText(text):
             return to_hex(text.encode())
+        case Found(address):
+            return b"0" if address is None else b"1,%x" % address
+        case Checksum(value):
+            return b"C%08x" % value
+        case FileResult() | FileError():
+            return _file(reply)
         case ConsoleOutput(text):
             return b"O" + to_hex(text.encode())
+
+
+def _file(reply: FileResult | FileError) -> bytes:
+    match reply:
+        case FileError(errno):
+            return b"F-1,%x" % errno
+        case FileResult(value, None):
+            return b"F%x" % value
+        case FileResult(value, data):
+            return b"F%x;" % value + (data or b"")
 
 
 def _registers(values: Iterable[bytes | Undefined]) -> bytes:

@@ -1,19 +1,55 @@
-"""Objects that are read piece by piece."""
+"""Objects that are read piece by piece; each function yields a whole one, by its annex."""
 
 from __future__ import annotations
 
-from kvmdbg.rsp.server.commands.xfer import ReadObject
-from kvmdbg.rsp.server.replies import Empty, Error, ObjectPart, Reply
-from kvmdbg.server.client import PACKET_SIZE, Client
+from xml.sax.saxutils import quoteattr
+
+from kvmdbg.errors import RemoteProtocolError
+from kvmdbg.server.client import Client, spec_of
+from kvmdbg.server.handlers.threads import describe
 
 
-async def read(client: Client, command: ReadObject) -> Reply:
-    """``qXfer:OBJECT:read``"""
-    if command.object != "features":
-        return Empty()
-    if command.annex != "target.xml":
-        return Error(0)  # the number that the manual gives to an annex that is not there
-    data = client.vm.arch.target_xml.encode()
-    # Escaping may double the length.
-    end = command.offset + min(command.length, PACKET_SIZE // 2)
-    return ObjectPart(data[command.offset : end], last=end >= len(data))
+class NoSuchAnnex(RemoteProtocolError):
+    """The object exists, but not under that name."""
+
+
+async def features(client: Client, annex: str) -> bytes:
+    """``qXfer:features``"""
+    if annex != "target.xml":
+        raise NoSuchAnnex(f"there is no target description {annex!r}")
+    client.described = True
+    return client.vm.arch.target_xml.encode()
+
+
+async def threads(client: Client, annex: str) -> bytes:
+    """``qXfer:threads``"""
+    multiprocess = client.has("multiprocess")
+    lines = []
+    for vcpu in client.vm.vcpus:
+        name = spec_of(vcpu).encode(multiprocess=multiprocess).decode()
+        lines.append(f'  <thread id="{name}" core="{vcpu}">{describe(vcpu)}</thread>')
+    return "\n".join(('<?xml version="1.0"?>', "<threads>", *lines, "</threads>", "")).encode()
+
+
+async def memory_map(client: Client, annex: str) -> bytes:
+    """``qXfer:memory-map``: of physical memory.
+
+    While addresses are virtual it is empty, which to gdb means that there may be memory anywhere.
+    """
+    regions = await client.host.memory_map() if client.physical else ()
+    lines = [
+        f'  <memory type={quoteattr(region.kind.value)} start="{region.start:#x}"'
+        f' length="{region.length:#x}"/>'
+        for region in regions
+    ]
+    head = (
+        '<?xml version="1.0"?>',
+        '<!DOCTYPE memory-map PUBLIC "+//IDN gnu.org//DTD GDB Memory Map V1.0//EN"'
+        ' "http://sourceware.org/gdb/gdb-memory-map.dtd">',
+    )
+    return "\n".join((*head, "<memory-map>", *lines, "</memory-map>", "")).encode()
+
+
+async def exec_file(client: Client, annex: str) -> bytes:
+    """``qXfer:exec-file``: the symbol file, which ``vFile`` serves."""
+    return str(client.host.symbol_file).encode()

@@ -15,19 +15,19 @@ from kvmdbg.server.client import Client
 
 async def read_all(client: Client, command: ReadRegisters) -> Reply:
     """``g``"""
-    arch = client.vm.arch
+    block = client.vm.arch.block[: _count(client)]
     values = await client.vm.read_block(client.access)
     return Registers(
         tuple(
             Undefined(register.size) if value is None else value
-            for register, value in zip(arch.block, values, strict=True)
+            for register, value in zip(block, values, strict=False)
         )
     )
 
 
 async def write_all(client: Client, command: WriteRegisters) -> Reply:
     """``G``: only what differs is written, for some registers cannot be."""
-    block = client.vm.arch.block
+    block = client.vm.arch.block[: _count(client)]
     expected = sum(register.size for register in block)
     if len(command.data) != expected:
         raise RegisterError(f"the registers are {expected} bytes, and {len(command.data)} came")
@@ -67,3 +67,9 @@ def _checked(client: Client, number: int) -> int:
     if number >= count:
         raise RegisterError(f"there is no register {number}: they are 0 to {count - 1}")
     return number
+
+
+def _count(client: Client) -> int:
+    """How many registers ``g`` has for this client."""
+    arch = client.vm.arch
+    return len(arch.block if client.described else arch.classic_block)

@@ -21,14 +21,15 @@ from kvmdbg.target.stops import Action, ResumePlan
 _ACTIONS = {
     ResumeKind.CONTINUE: Action.CONTINUE,
     ResumeKind.STEP: Action.STEP,
+    ResumeKind.RANGE_STEP: Action.STEP,
     ResumeKind.STOP: Action.HOLD,
 }
 
 
 async def stop_reason(client: Client, command: StopReasonQuery) -> Reply:
-    """``?``; after a detach there is no process."""
+    """``?``; after a detach or a kill there is no process."""
     stop = client.vm.stop
-    if stop is None:
+    if stop is None or client.killed:
         return Exited(0, PROCESS)
     client.access = stop.vcpu
     return await stop_reply(client.vm, stop)
@@ -36,14 +37,14 @@ async def stop_reason(client: Client, command: StopReasonQuery) -> Reply:
 
 async def vcont_actions(client: Client, command: VContQuery) -> Reply:
     """``vCont?``: gdb wants C and S, although the guest has no signals."""
-    return VContActions(("c", "C", "s", "S"))
+    return VContActions(("c", "C", "s", "S", "t", "r"))
 
 
 async def vcont(client: Client, command: VCont) -> Outcome:
     """``vCont``"""
-    if any(action.kind is ResumeKind.RANGE_STEP for action in command.actions):
-        raise Unsupported("this engine does not step over ranges: step instruction by instruction")
     plan = plan_of(client, command.actions)
+    if all(plan.action(vcpu) is Action.HOLD for vcpu in client.vm.vcpus):
+        raise Unsupported("nothing would run: one thread at least has to")
     return await _resume(client, plan)
 
 
@@ -63,14 +64,18 @@ def plan_of(client: Client, actions: tuple[ResumeAction, ...]) -> ResumePlan:
     Raises NoSuchVcpu.
     """
     chosen: dict[VcpuIndex, Action] = {}
-    default = Action.HOLD
+    ranges: dict[VcpuIndex, tuple[Gva, Gva]] = {}
     for action in actions:
-        if action.thread is not None and action.thread.is_one:
-            chosen.setdefault(client.vcpu(action.thread), _ACTIONS[action.kind])
-        else:
-            default = _ACTIONS[action.kind]
-            break  # whatever follows names threads that have their action already
-    return ResumePlan(chosen, default)
+        if action.thread is None or not action.thread.is_one:
+            rest = set(client.vm.vcpus) - chosen.keys()
+            ranges |= dict.fromkeys(rest, action.range) if action.range else {}
+            # Whatever follows names threads that have their action already.
+            return ResumePlan(chosen, _ACTIONS[action.kind], ranges)
+        vcpu = client.vcpu(action.thread)
+        if vcpu not in chosen:
+            chosen[vcpu] = _ACTIONS[action.kind]
+            ranges |= {vcpu: action.range} if action.range else {}
+    return ResumePlan(chosen, Action.HOLD, ranges)
 
 
 async def _set_pc(client: Client, vcpu: VcpuIndex, address: Gva) -> None:
@@ -81,8 +86,8 @@ async def _set_pc(client: Client, vcpu: VcpuIndex, address: Gva) -> None:
 
 
 async def _resume(client: Client, plan: ResumePlan) -> Running:
-    if client.id not in client.vm.holders:
+    if client.id not in client.vm.clients.holders:
         raise VmRunning("gdb has detached from the VM: attach again first")
-    client.vm.require_drive(client.id)
+    client.vm.clients.require_drive(client.id)
     await client.vm.resume(plan)
     return Running()

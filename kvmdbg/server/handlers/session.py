@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from kvmdbg.errors import NoSuchVcpu
+from kvmdbg.errors import NoSuchVcpu, Unsupported
 from kvmdbg.rsp.server.commands.session import (
     Attach,
     Attached,
+    CatchSyscalls,
     Detach,
     ExtendedMode,
     Kill,
+    NonStop,
     Restart,
     StartNoAckMode,
 )
@@ -43,18 +45,47 @@ async def attach(client: Client, command: Attach) -> Reply:
     """``vAttach``, after a detach."""
     if command.pid != PROCESS:
         raise NoSuchVcpu(f"there is no process {command.pid}: the guest is process {PROCESS}")
-    client.vm.hold(client.id, drive=True)
+    client.vm.clients.drive(client.id)
     stop = await client.vm.pause()
+    client.killed = False
     client.access = stop.vcpu
     return await stop_reply(client.vm, stop)
 
 
 async def kill(client: Client, command: Kill) -> Outcome:
-    """``k`` and ``vKill``"""
+    """``k`` and ``vKill``. In extended mode gdb's ``run`` kills first and then restarts: the VM is
+    stopped until it does, and ends with the connection if it does not."""
+    if client.extended and command.pid is not None:
+        await client.vm.pause()
+        await client.vm.drop_breakpoints(client.id)
+        client.killed = True
+        return Ok()
     return Goodbye(None if command.pid is None else Ok(), kill=True)
+
+
+async def non_stop(client: Client, command: NonStop) -> Reply:
+    """``QNonStop``"""
+    if command.wanted:
+        raise Unsupported(
+            f"the engine {client.vm.engine.name} stops all vCPUs or none: set non-stop off"
+        )
+    return Ok()
+
+
+async def catch_syscalls(client: Client, command: CatchSyscalls) -> Reply:
+    """``QCatchSyscalls``"""
+    if command.wanted:
+        raise Unsupported(
+            "system calls are not caught as such: break at the kernel's function for one, "
+            "for example __x64_sys_openat"
+        )
+    return Ok()
 
 
 async def restart(client: Client, command: Restart) -> Outcome:
     """``R``"""
+    client.vm.clients.drive(client.id)
+    await client.vm.pause()
     await client.vm.reset()
+    client.killed = False
     return Silent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmdbg.addr import VcpuIndex
 from kvmdbg.rsp.server.commands.threads import (
     CurrentThread,
     FirstThreads,
@@ -9,6 +10,7 @@ from kvmdbg.rsp.server.commands.threads import (
     Purpose,
     SelectThread,
     ThreadAlive,
+    ThreadEvents,
     ThreadExtraInfo,
 )
 from kvmdbg.rsp.server.replies import CurrentThreadIs, HexText, Ok, Reply, Threads
@@ -48,4 +50,14 @@ async def rest(client: Client, command: NextThreads) -> Reply:
 
 async def extra_info(client: Client, command: ThreadExtraInfo) -> Reply:
     """``qThreadExtraInfo``"""
-    return HexText(f"vCPU {client.vcpu(command.thread)}")
+    return HexText(describe(client.vcpu(command.thread)))
+
+
+async def set_events(client: Client, command: ThreadEvents) -> Reply:
+    """``QThreadEvents``: vCPUs neither begin nor end, so that there is nothing to report."""
+    return Ok()
+
+
+def describe(vcpu: VcpuIndex) -> str:
+    """What a thread is, for people."""
+    return f"vCPU {vcpu}"

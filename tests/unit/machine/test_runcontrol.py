@@ -267,3 +267,27 @@ async def test_a_stop_that_hangs_is_an_error(rig: Rig, monkeypatch: pytest.Monke
 async def test_a_process_that_is_gone_cannot_be_watched() -> None:
     with pytest.raises(VmGone, match="has ended"):
         ExitWatch(2**22 - 1)
+
+
+async def test_waiting_for_a_stop_asks_nothing(rig: Rig) -> None:
+    await rig.open()
+    known = rig.control.stops
+    waiting = asyncio.create_task(rig.control.wait_stop(known))
+    rig.monitor.commands.clear()
+    rig.monitor.event("RESUME")
+    rig.monitor.event("STOP")
+    await waiting
+    assert rig.control.stops == known + 1
+    assert rig.events == [RunEvent.RESUME, RunEvent.STOP]
+    assert rig.monitor.commands == []
+    await rig.control.wait_stop(known)  # it has come already
+
+
+async def test_a_stop_that_is_not_announced_is_asked_about(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runcontrol, "STOP_EVENT_TIMEOUT", 0.05)
+    await rig.open()
+    rig.monitor.commands.clear()
+    await rig.control.wait_stop(rig.control.stops)
+    assert "query-status" in rig.monitor.commands

@@ -110,21 +110,33 @@ async def test_every_capability_is_reached(client: OwnerClient, host: FakeHost) 
 async def test_a_hit_is_pushed_and_the_vm_stays_the_clients(
     client: OwnerClient, host: FakeHost
 ) -> None:
+    await client.call(p.Follow())
     events = Events(client)
     await client.call(p.InsertBreakpoint(BREAKPOINT))
     await client.call(p.Resume())
     hit = Stop(CPU, BreakpointHit(BreakpointKind.SOFTWARE, BREAKPOINT.address))
     assert [await events.next(), await events.next()] == [Resumed(), Stopped(hit)]
-    assert client.id in host.vm.holders
+    assert client.id in host.vm.clients.holders
 
 
 async def test_a_plan_travels(client: OwnerClient) -> None:
+    await client.call(p.Follow())
     events = Events(client)
     await client.call(p.Resume(ResumePlan.step(VcpuIndex(1))))
     assert [await events.next(), await events.next()] == [
         Resumed(),
         Stopped(Stop(VcpuIndex(1), Stepped())),
     ]
+
+
+async def test_who_does_not_follow_is_told_notices_only(
+    client: OwnerClient, host: FakeHost
+) -> None:
+    events = Events(client)
+    await client.call(p.Resume(ResumePlan.step(CPU)))
+    await client.call(p.Pause())
+    host.vm.notice("news")
+    assert await events.next() == Notice("news")
 
 
 async def test_errors_arrive_as_what_they_were(client: OwnerClient) -> None:
@@ -134,7 +146,7 @@ async def test_errors_arrive_as_what_they_were(client: OwnerClient) -> None:
 
 
 async def test_a_driver_keeps_the_wheel(client: OwnerClient, host: FakeHost) -> None:
-    host.vm.hold("gdb-9", drive=True)
+    host.vm.clients.drive("gdb-9")
     with pytest.raises(Busy, match="driven by gdb-9"):
         await client.call(p.Resume())
     await host.vm.release("gdb-9", resume=False)
@@ -148,13 +160,13 @@ async def test_leaving_takes_breakpoints_and_holds_along(
     await client.call(p.InsertBreakpoint(BreakpointSpec(BreakpointKind.SOFTWARE, Gva(9), 1)))
     await client.call(p.Resume())
     await client.call(p.Pause())
-    assert host.vm.holders
+    assert host.vm.clients.holders
     await (client.bye() if orderly else client.close())
     async with asyncio.timeout(5):
         while host.lifetime.clients:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not host.vm.breakpoints.inserted
-    assert not host.vm.holders
+    assert not host.vm.clients.holders
     assert host.vm.stop is None, "the guest runs on"
 
 

@@ -15,8 +15,17 @@ from kvmdbg.rsp.client.session import (
 )
 from kvmdbg.rsp.client.states import ClientState
 from kvmdbg.rsp.frame import Garbage, Notification
-from kvmdbg.rsp.server.commands import breakpoints, memory, parse, registers, resume, threads, xfer
-from kvmdbg.rsp.server.commands.base import Command, UnknownCommand
+from kvmdbg.rsp.server.commands import (
+    breakpoints,
+    memory,
+    parse,
+    registers,
+    resume,
+    stepping,
+    threads,
+    xfer,
+)
+from kvmdbg.rsp.server.commands.base import Command
 from kvmdbg.rsp.server.commands.monitor import Monitor
 from kvmdbg.rsp.server.commands.session import Detach, Supported
 from kvmdbg.rsp.server.replies import Memory
@@ -162,6 +171,9 @@ REQUESTS: list[tuple[bytes, Command]] = [
     ),
     (requests.detach(), Detach(1)),
     (requests.monitor("info cpus"), Monitor("info cpus")),
+    (requests.set_step_mode(7), stepping.StepMode(7)),
+    (requests.QUERY_STEP_BITS, stepping.StepBitsQuery()),
+    (requests.set_physical_memory_mode(physical=True), memory.PhysicalMode(physical=True)),
     (requests.read_features("a.xml", 16, 32), xfer.ReadObject("features", "a.xml", 16, 32)),
 ]
 
@@ -169,12 +181,6 @@ REQUESTS: list[tuple[bytes, Command]] = [
 @pytest.mark.parametrize(("payload", "command"), REQUESTS)
 def test_requests_as_our_own_server_reads_them(payload: bytes, command: Command) -> None:
     assert parse(payload) == command
-
-
-def test_qemu_requests() -> None:
-    assert requests.set_step_mode(7) == b"Qqemu.sstep=7"
-    assert requests.set_physical_memory_mode(physical=True) == b"Qqemu.PhyMemMode:1"
-    assert isinstance(parse(requests.QUERY_STEP_BITS), UnknownCommand)
 
 
 def test_reading_replies() -> None:

@@ -11,12 +11,14 @@ from kvmdbg.rsp.server.commands import (
     MalformedCommand,
     UnknownCommand,
     breakpoints,
+    files,
     memory,
     monitor,
     parse,
     registers,
     resume,
     session,
+    stepping,
     threads,
     xfer,
 )
@@ -57,8 +59,25 @@ GOOD: list[tuple[bytes, Command]] = [
     (b"M10,2:beef", memory.WriteMemory(Gva(0x10), b"\xbe\xef")),
     (b"X10,3:\x00:,", memory.WriteMemory(Gva(0x10), b"\x00:,")),
     (b"X0,0:", memory.WriteMemory(Gva(0), b"")),
+    (b"x10,ff", memory.ReadBinary(Gva(0x10), 255)),
+    (b"qSearch:memory:10;ff;a;:\x00", memory.SearchMemory(Gva(0x10), 255, b"a;:\x00")),
+    (b"qCRC:10,ff", memory.ChecksumMemory(Gva(0x10), 255)),
     (b"Qqemu.PhyMemMode:1", memory.PhysicalMode(physical=True)),
     (b"qqemu.PhyMemMode", memory.PhysicalModeQuery()),
+    (b"qqemu.sstepbits", stepping.StepBitsQuery()),
+    (b"qqemu.sstep", stepping.StepModeQuery()),
+    (b"Qqemu.sstep=7", stepping.StepMode(7)),
+    (b"Qqemu.sstep=0x5", stepping.StepMode(5)),
+    (b"vFile:setfs:0", files.SetFilesystem(0)),
+    (b"vFile:open:2f612c62,0,1c0", files.OpenFile("/a,b", 0, 0o700)),
+    (b"vFile:pread:3,1000,20", files.ReadFile(3, 0x1000, 0x20)),
+    (b"vFile:fstat:3", files.FileStatus(3)),
+    (b"vFile:close:3", files.CloseFile(3)),
+    (b"vFile:unlink:2f61", files.OtherFileOperation("unlink")),
+    (b"QNonStop:1", session.NonStop(wanted=True)),
+    (b"QCatchSyscalls:1;3;a", session.CatchSyscalls(True, (3, 10))),
+    (b"QCatchSyscalls:0", session.CatchSyscalls(wanted=False)),
+    (b"QThreadEvents:1", threads.ThreadEvents(wanted=True)),
     (b"qAttached", session.Attached()),
     (b"qAttached:1", session.Attached()),
     (b"qC", threads.CurrentThread()),
@@ -107,6 +126,10 @@ BAD = [
     b"Z0,1", b"Z0,1,1;", b"Z0,1,1;X2,00", b"Z0,1,1;Xzz", b"Z0,1,1;cmds:1", b"z0,1,1;X1,00",
     b"qXfer", b"qXfer:features:read", b"qXfer:f:read:a:0", b"qXfer:f:eat:a:0,1", b"qXfer:\xff:",
     b"qRcmd", b"qRcmd,0", b"qThreadExtraInfo", b"qC1", b"qSymbol", b"qfThreadInfo,",
+    b"x1", b"x1,1,", b"qSearch:memory:1;1;", b"qSearch:memory:1,1;a", b"qSearch:registers:1;1;a",
+    b"qCRC:0", b"qCRC", b"Qqemu.sstep7", b"Qqemu.sstep=", b"qqemu.sstepx", b"vFile", b"vFile:open",
+    b"vFile:open:2f", b"vFile:open:2,0,0", b"vFile:pread:1,2", b"vFile:close:", b"vFile:close:1x",
+    b"QNonStop", b"QNonStop:", b"QThreadEvents:1;", b"QCatchSyscalls:1;", b"QCatchSyscalls:1,2",
 ]  # fmt: skip
 
 
@@ -118,7 +141,7 @@ def test_good(payload: bytes, command: Command) -> None:
 @pytest.mark.parametrize("payload", BAD)
 def test_malformed(payload: bytes) -> None:
     command = parse(payload)
-    if payload == b"vContx":
+    if payload in (b"vContx", b"qqemu.sstepx"):
         assert command == UnknownCommand(payload)
     else:
         assert isinstance(command, MalformedCommand)
@@ -131,7 +154,7 @@ def test_every_packet_of_the_table_is_tested() -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"y", b"\xff", b"vFile:open:0", b"qCRC:0,1", b"QPassSignals:", b"jThreads"]
+    "payload", [b"", b"y", b"\xff", b"vRun;", b"qMemTags:0,1", b"QPassSignals:", b"jThreads"]
 )
 def test_unknown(payload: bytes) -> None:
     assert parse(payload) == UnknownCommand(payload)

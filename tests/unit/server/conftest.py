@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from kvmdbg.addr import Gpa
 from kvmdbg.server import RspServer
 from kvmdbg.target.breakpoints import ClientId
 from kvmdbg.target.events import Notice, VmEvent
+from kvmdbg.target.memorymap import MemoryKind, MemoryRegion
 from kvmdbg.target.runstate import VmRunState
-from tests.support.fake_engine import FakeVm
+from tests.support.fake_engine import RAM_SIZE, FakeVm
 from tests.support.rsp_peer import RspPeer
 
 
@@ -24,6 +26,7 @@ class FakeHost:
         self.vm = self.fake.facade()
         self.attached = False
         self.quit_on_kill = True
+        self.symbol_file: Path | None = None
         self.joined: list[ClientId] = []
         self.left: list[tuple[ClientId, bool]] = []
         self._changed = asyncio.Event()
@@ -35,6 +38,12 @@ class FakeHost:
         if isinstance(event, Notice):
             self.notices.append(event.text)
         self._changed.set()
+
+    async def memory_map(self) -> list[MemoryRegion]:
+        return [
+            MemoryRegion(MemoryKind.RAM, Gpa(0), RAM_SIZE),
+            MemoryRegion(MemoryKind.ROM, Gpa(0xFFFC0000), 0x40000),
+        ]
 
     async def kill(self) -> None:
         if self.quit_on_kill:
@@ -96,4 +105,5 @@ async def gdb(peer: RspPeer) -> RspPeer:
     features = b"multiprocess+;swbreak+;hwbreak+;error-message+;xmlRegisters=i386"
     await peer.ask(b"qSupported:" + features)
     await peer.no_acks()
+    await peer.ask(b"qXfer:features:read:target.xml:0,1000")
     return peer

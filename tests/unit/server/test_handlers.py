@@ -1,9 +1,12 @@
 """What every packet does to the VM."""
 
+from pathlib import Path
+
 import pytest
 
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import RegisterError
+from kvmdbg.server.handlers import memory as on_memory
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.stops import Action, ResumePlan
 from tests.support.fake_engine import CODE, CODE_SIZE, DATA, RAM_BASE, RAM_SIZE, Access
@@ -12,6 +15,7 @@ from tests.support.rsp_peer import RspPeer
 from .conftest import FakeHost
 
 ZERO, ONE = VcpuIndex(0), VcpuIndex(1)
+STEP, HOLD = Action.STEP, Action.HOLD
 
 
 def little(value: int, size: int = 8) -> bytes:
@@ -29,6 +33,19 @@ async def test_registers(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.ask(b"p10") == little(CODE)
     assert await gdb.ask(b"P10=" + little(CODE + 5)) == b"OK"
     assert host.fake.guest.pc(ZERO) == CODE + 5
+
+
+async def test_registers_for_a_client_that_has_not_read_their_description(
+    peer: RspPeer, host: FakeHost
+) -> None:
+    classic = await peer.ask(b"g")
+    assert len(classic) == 2 * (16 * 8 + 8 + 7 * 4 + 8 * 10 + 8 * 4 + 16 * 16 + 4)
+    assert await peer.ask(b"G" + little(5) + classic[16:]) == b"OK"
+    assert await peer.ask(b"p0") == little(5)
+    await peer.ask(b"qXfer:features:read:target.xml:0,10")
+    whole = await peer.ask(b"g")
+    assert len(whole) == 2 * sum(register.size for register in host.vm.arch.block)
+    assert whole.startswith(little(5) + classic[16:])
 
 
 async def test_all_registers_are_written(gdb: RspPeer, host: FakeHost) -> None:
@@ -111,6 +128,38 @@ async def test_reads_are_cut_to_what_fits_a_reply(gdb: RspPeer) -> None:
     assert len(await gdb.ask(b"m%x,ffffffff" % RAM_BASE)) == 0x10000
 
 
+async def test_binary_reads(gdb: RspPeer) -> None:
+    assert await gdb.ask(b"X%x,5:\x00#$}*" % DATA) == b"OK"
+    assert await gdb.ask(b"x%x,6" % DATA) == b"b\x00#$}*\x00"
+    assert await gdb.ask(b"x0,0") == b"b"  # lldb takes OK for a dialect of its own
+    assert len(await gdb.ask(b"x%x,ffffffff" % RAM_BASE)) == 1 + 0x8000
+    assert (await gdb.ask(b"x0,1")).startswith(b"E.there is no memory")
+
+
+@pytest.mark.parametrize("at_once", [3, 4, 5, 8, 0x1000])
+async def test_search(gdb: RspPeer, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(on_memory, "_SEARCHED_AT_ONCE", at_once)
+    await gdb.ask(b"X%x,8:..needle" % DATA)
+    for start, length, pattern, reply in (
+        (DATA, 0x20, b"needle", b"1,%x" % (DATA + 2)),
+        (DATA, 8, b"needle", b"1,%x" % (DATA + 2)),
+        (DATA, 7, b"needle", b"0"),
+        (DATA + 3, 0x20, b"needle", b"0"),
+        (DATA, 0x20, b"e", b"1,%x" % (DATA + 3)),
+        (DATA, 0, b"e", b"0"),
+    ):
+        assert await gdb.ask(b"qSearch:memory:%x;%x;%b" % (start, length, pattern)) == reply
+    end = RAM_BASE + RAM_SIZE
+    assert (await gdb.ask(b"qSearch:memory:%x;10;x" % (end - 8))).startswith(b"E.there is no")
+
+
+async def test_checksum(gdb: RspPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_memory, "_SEARCHED_AT_ONCE", 4)
+    await gdb.ask(b"X%x,9:123456789" % DATA)
+    assert await gdb.ask(b"qCRC:%x,9" % DATA) == b"C0376e6e7"
+    assert (await gdb.ask(b"qCRC:0,9")).startswith(b"E.there is no memory")
+
+
 async def test_physical_memory(gdb: RspPeer, host: FakeHost) -> None:
     host.fake.guest.ram[0:2] = b"\xab\xcd"
     assert (await gdb.ask(b"m0,2")).startswith(b"E.")
@@ -120,6 +169,64 @@ async def test_physical_memory(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.ask(b"m0,2") == b"abcd"
     assert await gdb.ask(b"M0,1:01") == b"OK"
     assert host.fake.guest.ram[0] == 1
+
+
+# --- objects and files ---------------------------------------------------------------------------
+
+
+async def test_threads_as_an_object(gdb: RspPeer, peer: RspPeer) -> None:
+    assert await gdb.ask(b"qXfer:threads:read::0,1000") == (
+        b'l<?xml version="1.0"?>\n<threads>\n  <thread id="p1.1" core="0">vCPU 0</thread>\n'
+        b'  <thread id="p1.2" core="1">vCPU 1</thread>\n</threads>\n'
+    )
+    await gdb.ask(b"qSupported")
+    assert b'<thread id="2" ' in await gdb.ask(b"qXfer:threads:read::0,1000")
+
+
+async def test_memory_map_is_of_physical_memory(gdb: RspPeer) -> None:
+    assert b"<memory-map>\n</memory-map>" in await gdb.ask(b"qXfer:memory-map:read::0,1000")
+    await gdb.ask(b"Qqemu.PhyMemMode:1")
+    regions = await gdb.ask(b"qXfer:memory-map:read::0,1000")
+    assert b'<memory type="ram" start="0x0" length="0x10000"/>' in regions
+    assert b'<memory type="rom" start="0xfffc0000" length="0x40000"/>' in regions
+
+
+async def test_the_symbol_file_is_served(gdb: RspPeer, host: FakeHost, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 0x200
+    host.symbol_file = tmp_path / "vmlinux"
+    host.symbol_file.write_bytes(content)
+    name = (await gdb.ask(b"qXfer:exec-file:read:1:0,1000"))[1:]
+    assert name.decode() == str(host.symbol_file)
+    assert await gdb.ask(b"vFile:setfs:0") == b"F0"
+    assert await gdb.ask(b"vFile:open:%b,0,0" % name.hex().encode()) == b"F0"
+    head, _, status = (await gdb.ask(b"vFile:fstat:0")).partition(b";")
+    assert head == b"F40"
+    assert int.from_bytes(status[28:36], "big") == len(content)
+    read = b""
+    while piece := (await gdb.ask(b"vFile:pread:0,10000,%x" % len(read))).partition(b";")[2]:
+        read += piece
+    assert read == content
+    assert await gdb.ask(b"vFile:close:0") == b"F0"
+    assert await gdb.ask(b"vFile:close:0") == b"F-1,9"
+
+
+async def test_no_other_file_is(gdb: RspPeer, host: FakeHost, tmp_path: Path) -> None:
+    host.symbol_file = tmp_path / "vmlinux"
+    ours, other = (
+        b"%b" % path.hex().encode() for path in (bytes(host.symbol_file), b"/etc/passwd")
+    )
+    assert await gdb.ask(b"vFile:open:%b,0,0" % other) == b"F-1,d"
+    assert await gdb.ask(b"vFile:open:%b,0,0" % ours) == b"F-1,2"
+    host.symbol_file.touch()
+    assert await gdb.ask(b"vFile:open:%b,1,0" % ours) == b"F-1,1e"
+    for number in range(16):
+        assert await gdb.ask(b"vFile:open:%b,0,0" % ours) == b"F%x" % number
+    assert await gdb.ask(b"vFile:open:%b,0,0" % ours) == b"F-1,18"
+    host.symbol_file.unlink()
+    assert await gdb.ask(b"vFile:pread:3,10,0") == b"F-1,16"
+    assert await gdb.ask(b"vFile:fstat:3") == b"F-1,2"
+    assert await gdb.ask(b"vFile:fstat:77") == await gdb.ask(b"vFile:pread:77,1,1") == b"F-1,9"
+    assert await gdb.ask(b"vFile:unlink:%b" % ours) == b""
 
 
 # --- threads -------------------------------------------------------------------------------------
@@ -177,6 +284,10 @@ async def test_breakpoints_that_cannot_be(gdb: RspPeer, host: FakeHost) -> None:
         (b"vCont;C05:p1.2", ResumePlan({ONE: Action.CONTINUE}, Action.HOLD)),
         (b"vCont;S05:1", ResumePlan.step(ZERO)),
         (b"vCont;t:1;c", ResumePlan({ZERO: Action.HOLD})),
+        (b"vCont;t:p1.1;c:p1.2;s", ResumePlan({ZERO: Action.HOLD, ONE: Action.CONTINUE}, STEP)),
+        (b"vCont;r10,20:p1.2;c", ResumePlan({ONE: STEP}, ranges={ONE: (Gva(16), Gva(32))})),
+        (b"vCont;r1,2:1;s:1", ResumePlan({ZERO: STEP}, HOLD, {ZERO: (Gva(1), Gva(2))})),
+        (b"vCont;c:1;r1,2", ResumePlan({ZERO: Action.CONTINUE}, STEP, {ONE: (Gva(1), Gva(2))})),
         (b"c", ResumePlan({ZERO: Action.CONTINUE})),
         (b"s", ResumePlan({ZERO: Action.STEP})),
         (b"C05", ResumePlan({ZERO: Action.CONTINUE})),
@@ -198,14 +309,27 @@ async def test_step_of_the_thread_that_hc_chose(gdb: RspPeer, host: FakeHost) ->
     assert host.fake.guest.instructions[0] == 0
 
 
-@pytest.mark.parametrize("payload", [b"vCont;r1,2:p1.1", b"vCont;s:p1.9"])
+@pytest.mark.parametrize("payload", [b"vCont;t", b"vCont;t:1;t:2", b"vCont;s:p1.9"])
 async def test_resumptions_that_cannot_be(gdb: RspPeer, host: FakeHost, payload: bytes) -> None:
     assert (await gdb.ask(payload)).startswith(b"E.")
     assert host.fake.engine.execution.plans == []
 
 
 async def test_vcont_query(gdb: RspPeer) -> None:
-    assert await gdb.ask(b"vCont?") == b"vCont;c;C;s;S"
+    assert await gdb.ask(b"vCont?") == b"vCont;c;C;s;S;t;r"
+
+
+async def test_a_range_is_stepped_through_at_once(gdb: RspPeer, host: FakeHost) -> None:
+    reply = await gdb.ask(b"vCont;r%x,%x:p1.1" % (CODE, CODE + 7))
+    assert reply.startswith(b"T0510:" + little(CODE + 7))
+    assert host.fake.guest.instructions == [7, 0]
+    # A breakpoint in the range ends it, though a step onto it is no hit.
+    await gdb.ask(b"Z1,%x,1" % (CODE + 9))
+    reply = await gdb.ask(b"vCont;r%x,%x:p1.1" % (CODE, CODE + 12))
+    assert reply.startswith(b"T0510:" + little(CODE + 9))
+    assert b"hwbreak" not in reply
+    # The range may be left already.
+    assert (await gdb.ask(b"vCont;r1,2:p1.1")).startswith(b"T0510:" + little(CODE + 10))
 
 
 async def test_breakpoint_and_watchpoint_replies(gdb: RspPeer, host: FakeHost) -> None:
@@ -221,6 +345,31 @@ async def test_breakpoint_and_watchpoint_replies(gdb: RspPeer, host: FakeHost) -
     # What is asked next is about the thread that stopped.
     assert await gdb.ask(b"p10") == little(CODE + CODE_SIZE + 0x81)
     assert await gdb.ask(b"?") == third
+
+
+async def test_step_modes(gdb: RspPeer, host: FakeHost) -> None:
+    assert await gdb.ask(b"qqemu.sstepbits") == b"ENABLE=1,NOIRQ=2,NOTIMER=4"
+    assert await gdb.ask(b"qqemu.sstep") == b"0x7"
+    assert await gdb.ask(b"Qqemu.sstep=1") == b"OK"
+    assert await gdb.ask(b"qqemu.sstep") == b"0x1"
+    assert (await gdb.ask(b"Qqemu.sstep=0")).startswith(b"E.without the bit ENABLE")
+    assert (await gdb.ask(b"Qqemu.sstep=9")).startswith(b"E.there is no step bit 0x8")
+    await gdb.close()
+    await host.wait_left()
+    assert host.fake.engine.execution.step_mode == 7
+
+
+async def test_an_engine_without_step_modes(gdb: RspPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("tests.support.fake_engine.FakeExecution.step_bits")
+    assert await gdb.ask(b"qqemu.sstepbits") == await gdb.ask(b"Qqemu.sstep=7") == b""
+
+
+async def test_modes_that_are_refused_in_words(gdb: RspPeer) -> None:
+    assert await gdb.ask(b"QNonStop:0") == b"OK"
+    assert (await gdb.ask(b"QNonStop:1")).startswith(b"E.the engine fake stops all vCPUs or none")
+    assert await gdb.ask(b"QThreadEvents:1") == b"OK"
+    assert await gdb.ask(b"QCatchSyscalls:0") == b"OK"
+    assert (await gdb.ask(b"QCatchSyscalls:1;1")).startswith(b"E.system calls are not caught")
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -240,7 +389,7 @@ async def test_detach(gdb: RspPeer, host: FakeHost) -> None:
     assert host.left == [("gdb-1", True)]
     assert host.fake.engine.breakpoints.specs == set()
     assert host.vm.stop is None
-    assert host.vm.holders == frozenset()
+    assert host.vm.clients.holders == frozenset()
 
 
 async def test_detach_and_attach_in_extended_mode(gdb: RspPeer, host: FakeHost) -> None:
@@ -251,7 +400,22 @@ async def test_detach_and_attach_in_extended_mode(gdb: RspPeer, host: FakeHost) 
     assert (await gdb.ask(b"vCont;c")).startswith(b"E.")
     assert (await gdb.ask(b"vAttach;2")).startswith(b"E.")
     assert (await gdb.ask(b"vAttach;1")).startswith(b"T02")
-    assert host.vm.holders == {"gdb-1"}
+    assert host.vm.clients.holders == {"gdb-1"}
+
+
+async def test_kill_and_restart_in_extended_mode(gdb: RspPeer, host: FakeHost) -> None:
+    await gdb.ask(b"!")
+    await gdb.ask(b"Z0,%x,1" % DATA)
+    assert await gdb.ask(b"vKill;1") == b"OK"
+    assert await gdb.ask(b"?") == b"W00;process:1"
+    assert host.fake.engine.breakpoints.specs == set()
+    await gdb.send(b"R00")
+    assert (await gdb.ask(b"?")).startswith(b"T05")
+    assert host.fake.run_control.calls[-1] == "reset"
+    assert await gdb.ask(b"vKill;1") == b"OK"
+    await gdb.close()
+    await host.wait_left()
+    assert host.vm.gone is not None
 
 
 async def test_restart(gdb: RspPeer, host: FakeHost) -> None:

@@ -58,7 +58,7 @@ async def test_a_second_client_is_refused_in_a_sentence(
 ) -> None:
     second = await RspPeer.unix(path)
     assert await second.ask(b"qSupported") == (
-        b"E.the VM fake is driven by gdb-1: detach it there first"
+        b"E.the VM fake is driven by gdb-1: detach it there, or take over with monitor drive"
     )
     assert await second.at_end()
     await second.close()

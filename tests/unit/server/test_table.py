@@ -2,8 +2,10 @@
 
 import inspect
 import typing
+from pathlib import Path
 
 from kvmdbg.rsp.server.commands import PARSERS, Command
+from kvmdbg.rsp.server.commands.files import OtherFileOperation
 from kvmdbg.rsp.server.commands.session import MustReplyEmpty, Offsets, SymbolLookup, TraceStatus
 from kvmdbg.rsp.server.commands.xfer import WriteObject
 from kvmdbg.server.table import TABLE
@@ -11,7 +13,9 @@ from tests.support.rsp_peer import RspPeer
 
 from .conftest import FakeHost
 
-EMPTY_ON_PURPOSE = {MustReplyEmpty, Offsets, SymbolLookup, TraceStatus, WriteObject}
+EMPTY_ON_PURPOSE = {
+    *(MustReplyEmpty, Offsets, OtherFileOperation, SymbolLookup, TraceStatus, WriteObject),
+}
 
 
 def parsed() -> set[type[Command]]:
@@ -37,9 +41,17 @@ async def test_what_is_left_out_gets_the_empty_reply(gdb: RspPeer) -> None:
 async def test_supported(peer: RspPeer) -> None:
     reply = await peer.ask(b"qSupported:multiprocess+")
     assert reply == (
-        b"PacketSize=10000;QStartNoAckMode+;error-message+;hwbreak+;multiprocess+;"
-        b"qXfer:features:read+;swbreak+;vContSupported+"
+        b"PacketSize=10000;QCatchSyscalls+;QNonStop+;QStartNoAckMode+;QThreadEvents+;"
+        b"binary-upload+;error-message+;hwbreak+;multiprocess+;qXfer:features:read+;"
+        b"qXfer:memory-map:read+;qXfer:threads:read+;swbreak+;vContSupported+"
     )
+
+
+async def test_a_symbol_file_is_offered(peer: RspPeer, host: FakeHost) -> None:
+    assert await peer.ask(b"vFile:setfs:0") == b""
+    assert await peer.ask(b"qXfer:exec-file:read:1:0,10") == b""
+    host.symbol_file = Path("/vmlinux")
+    assert b";qXfer:exec-file:read+;" in await peer.ask(b"qSupported")
 
 
 async def test_an_absent_capability_is_not_announced(peer: RspPeer, host: FakeHost) -> None:

@@ -118,8 +118,8 @@ async def test_a_breakpoint_of_two_clients_stays_until_both_let_go() -> None:
 
 async def test_a_client_that_goes_lets_the_vm_run_unless_another_holds_it() -> None:
     vm = FakeVm().facade()
-    vm.hold("a")
-    vm.hold("b")
+    vm.clients.hold("a")
+    vm.clients.hold("b")
     await vm.release("a", resume=True)
     assert vm.stop is not None
     await vm.release("b", resume=True)
@@ -138,7 +138,7 @@ async def test_another_monitors_stop_is_told_as_foreign() -> None:
 async def test_another_monitors_cont_is_undone_while_a_client_holds_the_vm() -> None:
     fake = FakeVm()
     vm = fake.facade()
-    vm.hold("gdb-1")
+    vm.clients.hold("gdb-1")
     watcher = Watcher(vm)
     await fake.run_control.foreign_cont()
     notice = await watcher.wait(Notice)
@@ -212,7 +212,7 @@ async def test_retiring_leaves_nothing_in_the_guest() -> None:
 async def test_a_retired_vm_may_be_resumed_by_whoever_comes_next() -> None:
     fake = FakeVm()
     vm = fake.facade()
-    vm.hold("gdb-1")
+    vm.clients.hold("gdb-1")
     await vm.retire()
     await fake.run_control.foreign_cont()
     for _ in range(20):
@@ -241,3 +241,19 @@ async def test_operations_of_many_clients_keep_their_order() -> None:
     await asyncio.gather(*(client(number) for number in range(5)))
     assert vm.stop is None
     assert not vm.breakpoints.inserted
+
+
+async def test_stepping_through_a_range_can_be_interrupted() -> None:
+    """The loop never leaves it: only pause() ends that, and a quiet stop goes on with it."""
+    fake = FakeVm()
+    vm = fake.facade()
+    plan = ResumePlan({CPU: Action.STEP}, Action.HOLD, {CPU: (CODE, Gva(CODE + 0x1000))})
+    await vm.resume(plan)
+    await asyncio.sleep(0.01)
+    await vm.insert_breakpoint("a", BreakpointSpec(BreakpointKind.WRITE, Gva(0x10), 8))
+    assert vm.stop is None
+    before = fake.guest.instructions[0]
+    await asyncio.sleep(0.01)
+    assert fake.guest.instructions[0] > before > 0
+    async with asyncio.timeout(5):
+        assert await vm.pause() == Stop(CPU, Paused())

@@ -1,4 +1,4 @@
-"""``m M X``: memory by virtual address, and QEMU's switch to physical addresses."""
+"""``m M x X qSearch qCRC``: memory by virtual address, and QEMU's switch to physical addresses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,31 @@ from kvmdbg.rsp.server.commands.base import Command
 @dataclass(frozen=True, slots=True)
 class ReadMemory(Command):
     """``m``; ``length`` in bytes."""
+
+    address: Gva
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBinary(Command):
+    """``x``: as ``m``, for a client that takes the bytes as they are; ``length`` in bytes."""
+
+    address: Gva
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchMemory(Command):
+    """``qSearch:memory``: where in ``length`` bytes from ``address`` on is ``pattern``?"""
+
+    address: Gva
+    length: int
+    pattern: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksumMemory(Command):
+    """``qCRC``: the checksum of ``length`` bytes from ``address`` on."""
 
     address: Gva
     length: int
@@ -45,6 +70,34 @@ def parse_m(fields: Fields) -> ReadMemory:
     return ReadMemory(address, length)
 
 
+def parse_x(fields: Fields) -> ReadBinary:
+    """``xADDR,LENGTH``"""
+    address, length = _range(fields)
+    fields.end()
+    return ReadBinary(address, length)
+
+
+def parse_search(fields: Fields) -> SearchMemory:
+    """``qSearch:memory:ADDR;LENGTH;PATTERN``, the pattern in binary"""
+    fields.expect(b":memory:")
+    address = Gva(fields.number("address"))
+    fields.expect(b";")
+    length = fields.number("length")
+    fields.expect(b";")
+    pattern = fields.rest()
+    if not pattern:
+        raise RemoteProtocolError("no pattern to search for")
+    return SearchMemory(address, length, pattern)
+
+
+def parse_crc(fields: Fields) -> ChecksumMemory:
+    """``qCRC:ADDR,LENGTH``"""
+    fields.expect(b":")
+    address, length = _range(fields)
+    fields.end()
+    return ChecksumMemory(address, length)
+
+
 def parse_m_write(fields: Fields) -> WriteMemory:
     """``MADDR,LENGTH:XX…``"""
     address, length = _range(fields)
@@ -61,10 +114,7 @@ def parse_x_write(fields: Fields) -> WriteMemory:
 
 def parse_physical_mode(fields: Fields) -> PhysicalMode:
     """``Qqemu.PhyMemMode:0`` or ``:1``"""
-    fields.expect(b":")
-    mode = fields.number("mode")
-    fields.end()
-    return PhysicalMode(mode != 0)
+    return PhysicalMode(fields.flag())
 
 
 def parse_physical_mode_query(fields: Fields) -> PhysicalModeQuery:

@@ -63,6 +63,21 @@ class Restart(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class NonStop(Command):
+    """``QNonStop``: shall threads run and stop each for itself?"""
+
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CatchSyscalls(Command):
+    """``QCatchSyscalls``: shall system calls stop the process, all or those with ``numbers``?"""
+
+    wanted: bool
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MustReplyEmpty(Command):
     """``vMustReplyEmpty``: how does an unknown v packet look?"""
 
@@ -139,6 +154,22 @@ def parse_restart(fields: Fields) -> Restart:
     """``RXX``: the number means nothing."""
     fields.rest()
     return Restart()
+
+
+def parse_non_stop(fields: Fields) -> NonStop:
+    """``QNonStop:0`` or ``:1``"""
+    return NonStop(fields.flag())
+
+
+def parse_catch_syscalls(fields: Fields) -> CatchSyscalls:
+    """``QCatchSyscalls:0`` or ``:1[;NUMBER]…``"""
+    fields.expect(b":")
+    wanted = fields.number("flag") != 0
+    numbers = []
+    while fields.skip(b";"):
+        numbers.append(fields.number("system call"))
+    fields.end()
+    return CatchSyscalls(wanted, tuple(numbers))
 
 
 def parse_must_reply_empty(fields: Fields) -> MustReplyEmpty:

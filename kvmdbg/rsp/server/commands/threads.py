@@ -1,4 +1,4 @@
-"""``H T qC qfThreadInfo qsThreadInfo qThreadExtraInfo``: threads."""
+"""``H T qC qfThreadInfo qsThreadInfo qThreadExtraInfo QThreadEvents``: threads."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ class ThreadExtraInfo(Command):
     thread: ThreadSpec
 
 
+@dataclass(frozen=True, slots=True)
+class ThreadEvents(Command):
+    """``QThreadEvents``: shall threads that begin and end be reported?"""
+
+    wanted: bool
+
+
 def parse_select(fields: Fields) -> SelectThread:
     """``HgTHREAD-ID`` or ``HcTHREAD-ID``"""
     letter = fields.take(1)
@@ -90,6 +97,11 @@ def parse_extra_info(fields: Fields) -> ThreadExtraInfo:
     """``qThreadExtraInfo,THREAD-ID``"""
     fields.expect(b",")
     return ThreadExtraInfo(_only_thread(fields))
+
+
+def parse_thread_events(fields: Fields) -> ThreadEvents:
+    """``QThreadEvents:0`` or ``:1``"""
+    return ThreadEvents(fields.flag())
 
 
 def _only_thread(fields: Fields) -> ThreadSpec:
