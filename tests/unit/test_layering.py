@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "images": set(),
     "target": {"arch"},
     "agent": {"wire", "kvm"},
-    "backend": _TARGET_SIDE,
+    "backend": _TARGET_SIDE | {"wire", "kvm"},
     "machine": {"backend", "target", "agent", "arch", "qmp", "kvm", "images"},
     "linux": {"target", "arch"},
     "server": {"rsp", "target", "ax"},

@@ -1,5 +1,5 @@
 from kvmdbg.addr import Gpa, Hva, VcpuIndex
-from kvmdbg.backend.stub import hmp
+from kvmdbg.backend import hmp
 from tests.support.fake_engine import FakeMonitor
 
 MTREE = """\
@@ -84,3 +84,12 @@ async def test_system_registers_of_one_vcpu() -> None:
 
 async def test_a_monitor_that_does_not_know_has_no_registers() -> None:
     assert await hmp.system_registers(FakeMonitor(), VcpuIndex(0)) == {}
+
+
+async def test_device_memory_is_read_by_words() -> None:
+    monitor = FakeMonitor()
+    monitor.hmp_answers["xp /2wx 0xfed00000"] = "00000000fed00000: 0x8086a201 0x00989680\r\n"
+    read = hmp.physical_bytes
+    assert await read(monitor, Gpa(0xFED00001), 5) == bytes.fromhex("a286808096")
+    monitor.hmp_answers["xp /1wx 0xf0000000"] = "00000000f0000000: Cannot access memory\r\n"
+    assert await read(monitor, Gpa(0xF0000000), 4) == b""

@@ -2,7 +2,7 @@
 
 All reading of monitor text is here, and tolerant: what is not understood is absent, and the engine
 does without it. Sources: QEMU's ``softmmu/memory.c`` (``info mtree -f``), ``monitor/misc.c``
-(``gpa2hva``), ``target/i386/cpu-dump.c`` (``info registers``).
+(``gpa2hva``, ``xp``), ``target/i386/cpu-dump.c`` (``info registers``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _HVA = re.compile(r" is (0x[0-9a-f]+)")
 _CPU = re.compile(r"^CPU#(\d+)", re.MULTILINE)
 _DEBUG_REGISTER = re.compile(r"\b(DR[0-7]) ?=([0-9a-f]+)")
 _TABLE = re.compile(r"^(GDT|IDT) ?= *([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
+_WORD = 4
+_WORDS = re.compile(r"(?<= )0x([0-9a-f]{8})\b")
 _SELECTOR = re.compile(r"^(LDT|TR) ?= *[0-9a-f]{4} ([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
 
 
@@ -54,3 +56,15 @@ async def system_registers(monitor: MonitorQuery, vcpu: VcpuIndex) -> dict[str, 
     for name, base in _SELECTOR.findall(text):
         values["ldtr_base" if name == "LDT" else "tr_base"] = int(base, 16)
     return values
+
+
+async def physical_bytes(monitor: MonitorQuery, address: Gpa, length: int) -> bytes:
+    """Up to ``length`` bytes of physical memory, device memory too; none where there is none.
+
+    Many devices answer to whole words only.
+    """
+    before = address % _WORD
+    count = -(-(before + length) // _WORD)
+    text = await monitor.hmp(f"xp /{count}wx {address - before:#x}")
+    words = [int(word, 16) for word in _WORDS.findall(text)]
+    return b"".join(word.to_bytes(_WORD, "little") for word in words)[before : before + length]
