@@ -1,5 +1,8 @@
+import re
+
 from kvmdbg.addr import Gpa, Hva, VcpuIndex
 from kvmdbg.backend import hmp
+from kvmdbg.wire.structs import Slot
 from tests.support.fake_engine import FakeMonitor
 
 MTREE = """\
@@ -53,6 +56,31 @@ async def test_ram_is_what_the_flat_view_of_memory_says_of_its_backends() -> Non
     assert await hmp.memory_ranges(monitor, {"other"}) == []
     monitor.hmp_answers["info mtree -f"] = "nothing that is understood"
     assert await hmp.memory_ranges(monitor, {"pc.ram"}) == []
+
+
+async def test_slots_are_what_was_given_to_kvm() -> None:
+    monitor = FakeMonitor()
+    monitor.hmp_answers["info mtree -f"] = MTREE
+    assert await hmp.memory_slots(monitor) == []
+    for name in ("pc.ram", "pc.rom", "c0000000"):
+        monitor.hmp_answers["info mtree -f"] = re.sub(
+            rf"{name}$", f"{name} KVM", monitor.hmp_answers["info mtree -f"], flags=re.MULTILINE
+        )
+    for gpa, host in (
+        (0, 0x7F00_0000_0000),
+        (0xC0000, 0x7FAB_0000_0000),
+        (1 << 32, 0x7F00_C000_0000),
+    ):
+        monitor.hmp_answers[f"gpa2hva {gpa:#x}"] = (
+            f"Host virtual address for {gpa:#x} (pc.ram) is {host:#x}\r\n"
+        )
+    assert await hmp.memory_slots(monitor) == [
+        Slot(0, 0, 0, 0xA0000, 0x7F00_0000_0000),
+        Slot(1, 2, 0xC0000, 0x20000, 0x7FAB_0000_0000),
+        Slot(2, 0, 1 << 32, 0x40000000, 0x7F00_C000_0000),
+    ]
+    monitor.hmp_answers["info mtree -f"] = "nothing that is understood"
+    assert await hmp.memory_slots(monitor) == []
 
 
 async def test_host_addresses() -> None:
