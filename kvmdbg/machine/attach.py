@@ -15,6 +15,7 @@ from kvmdbg.arch import ARCHITECTURES
 from kvmdbg.errors import AttachError, MonitorError, VmGone
 from kvmdbg.machine.accel import choose_engine
 from kvmdbg.machine.claim import Claim
+from kvmdbg.machine.engines import stub_engine
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.find import MonitorSocket, RunningVm, running_vm
 from kvmdbg.machine.machine import Machine, open_machine
@@ -39,13 +40,12 @@ async def attach_vm(runtime: RuntimeDir, pid: int, engine: str = "auto") -> Mach
     Raises AttachError, AcceleratorError, RuntimeDirError, and OwnerError when another process
     owns it.
     """
-    chosen = choose_engine(engine)
     vm = await asyncio.to_thread(running_vm, runtime, pid)
     _require_attachable(vm, pid)
     assert vm is not None
     claim = await Claim.take(runtime, vm.process)
     try:
-        return await _attach(vm, claim, chosen.name)
+        return await _attach(vm, claim, engine)
     except (VmGone, MonitorError) as error:
         claim.release()
         raise AttachError(f"cannot attach to {vm.name} (pid {pid}): {error}") from error
@@ -63,7 +63,7 @@ async def _attach(vm: RunningVm, claim: Claim, engine: str) -> Machine:
         monitor = QmpMonitor(connection)
         info = await _describe(vm, monitor, engine)
         undo = await _start_stub(monitor, stub, vm.gdb)
-        return await open_machine(info, claim, stub, process, connection, undo=undo)
+        return await open_machine(info, claim, stub_engine(stub), process, connection, undo=undo)
     except BaseException:
         await connection.close()
         if process is not None:
@@ -128,15 +128,15 @@ async def _describe(vm: RunningVm, monitor: QmpMonitor, engine: str) -> VmInfo:
     arch = str((await monitor.qmp("query-target"))["arch"])
     if arch not in ARCHITECTURES:
         raise AttachError(f"cannot attach to {vm.name} (pid {vm.pid}): it emulates {arch}")
-    kvm = (await monitor.qmp("query-kvm"))["enabled"]
+    accel = "kvm" if (await monitor.qmp("query-kvm"))["enabled"] else "tcg"
     version = (await monitor.qmp("query-version"))["qemu"]
     return VmInfo(
         name=vm.name,
         process=vm.process,
         arch=arch,
-        accel="kvm" if kvm else "tcg",
+        accel=accel,
         accel_reason="as it was started",
-        engine=engine,
+        engine=choose_engine(engine, accel).name,
         cpus=len(await monitor.qmp("query-cpus-fast")),
         booted=False,
         on_kill="detach",

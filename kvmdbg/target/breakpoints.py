@@ -124,10 +124,6 @@ class BreakpointManager:
         else:
             owners.discard(client)
 
-    async def describe(self) -> list[Placement]:
-        """See :meth:`BreakpointStore.describe`."""
-        return await self._store.describe()
-
     def held_by(self, client: ClientId) -> list[BreakpointSpec]:
         """The breakpoints that ``client`` holds."""
         return [spec for spec, owners in self._owners.items() if client in owners]
