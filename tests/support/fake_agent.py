@@ -187,7 +187,7 @@ class FakeAgent:
     def insert(self, request: PointRequest) -> Point:
         if any((p.kind, p.address) == (request.kind, request.address) for p in self.table.values()):
             raise OSError(errno.EEXIST, "twice")
-        if request.address >= len(self.memory):
+        if request.kind is Kind.SOFTWARE and request.address >= len(self.memory):
             raise OSError(errno.EFAULT, "no memory")
         register = NO_REGISTER
         if request.kind is not Kind.SOFTWARE:

@@ -21,7 +21,7 @@ from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
 from kvmdbg.errors import LocalProtocolError, MonitorError, TargetError, VmGone
 from kvmdbg.target.capabilities import RunControl
-from kvmdbg.target.runstate import PERMITS, RunEvent
+from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
     Action,
     BreakpointHit,
@@ -196,7 +196,10 @@ class AgentExecution:
         if silent:
             await self._agent.resume(await self._actions(plan))
         if self._stop_seen:
-            permits = PERMITS[await self._run_control.sync()]
+            state = await self._run_control.sync()
+            if state is VmRunState.GONE:
+                raise VmGone(f"the VM has ended: {self._run_control.exit_text}")
+            permits = PERMITS[state]
             if permits.inspectable:
                 return await self._settle(plan)
             self._stop_seen = not permits.executing
