@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
+from kvmdbg.agent.late import library
 from kvmdbg.errors import AgentError
 
 _BACKLOG = 4
@@ -26,25 +26,16 @@ class Preload:
 NO_PRELOAD = Preload({}, ())
 
 
-def agent_library() -> Path:
-    """agent.so. Raises AgentError where it is not installed as a file."""
-    found = resources.files("kvmdbg.agent") / "agent.so"
-    with resources.as_file(found) as path:
-        if not path.is_file():
-            raise AgentError(f"{path} is missing: install kvmdbg again")
-        return path
-
-
 @contextmanager
 def preload(listen_at: Path) -> Iterator[Preload]:
     """Have the agent listen at that path; what is opened here is closed at the end.
 
     Raises AgentError where the agent cannot be loaded that way.
     """
-    library = str(agent_library())
-    if any(character in library for character in ": "):
+    agent = str(library())
+    if any(character in agent for character in ": "):
         raise AgentError(
-            f"the agent is at {library}, and LD_PRELOAD takes no path with a blank or a colon: "
+            f"the agent is at {agent}, and LD_PRELOAD takes no path with a blank or a colon: "
             "install kvmdbg elsewhere"
         )
     others = os.environ.get("LD_PRELOAD")
@@ -53,7 +44,7 @@ def preload(listen_at: Path) -> Iterator[Preload]:
         listen_at.chmod(0o600)
         listener.listen(_BACKLOG)
         environment = {
-            "LD_PRELOAD": f"{library}:{others}" if others else library,
+            "LD_PRELOAD": f"{agent}:{others}" if others else agent,
             "KVMDBG_AGENT_FD": str(listener.fileno()),
         }
         yield Preload(environment, (listener.fileno(),))

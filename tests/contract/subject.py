@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import pytest
+
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.target.breakpoints import BreakpointSpec
 from kvmdbg.target.capabilities import Engine, RunControl
 from kvmdbg.target.stops import ResumePlan, Stop
 
@@ -34,6 +37,14 @@ class Subject:
     last_page: Gva
     """Mapped and unused RAM, at least 4 KiB; nothing is mapped after it."""
     last_page_end: Gva
+    lacks_watch: str = ""
+    """Why this host cannot stop at an access to memory, if so."""
+
+    async def watch(self, spec: BreakpointSpec) -> None:
+        """Insert a watchpoint, or skip the test where this host has none."""
+        if self.lacks_watch:
+            pytest.skip(self.lacks_watch)
+        await self.engine.breakpoints.insert(spec)
 
     async def run(self, plan: ResumePlan | None = None) -> Stop:
         """Run until something stops the VM."""
