@@ -118,18 +118,17 @@ def inject_here(pid: int, library: Path) -> Injection:
         descriptor = thread.call(entry) & 0xFFFF_FFFF
     pause = time.perf_counter() - began
     if descriptor >= 1 << 31:
-        code = (1 << 32) - descriptor
-        raise AttachError(
-            f"the agent in QEMU (pid {pid}) cannot start: {os.strerror(code)}"
-            + _seccomp_hint(process)
-        )
+        raise _cannot_start(process, (1 << 32) - descriptor)
     return Injection(descriptor, pause)
 
 
-def _seccomp_hint(process: Process) -> str:
-    if process.status("Seccomp") == "2":
-        return ": QEMU's seccomp filter (-sandbox) may forbid it"
-    return ""
+def _cannot_start(process: Process, code: int) -> AttachError:
+    why = os.strerror(code)
+    if code == errno.EBUSY:
+        why = "another kvmdbg is using it"
+    elif code in (errno.EPERM, errno.EACCES, errno.ENOSYS) and process.status("Seccomp") == "2":
+        why += ", which QEMU's seccomp filter (-sandbox) may be the reason of"
+    return AttachError(f"the agent in QEMU (pid {process.pid}) cannot start: {why}")
 
 
 # --- may we? -------------------------------------------------------------------------------------
