@@ -177,6 +177,15 @@ static struct vcpu *my_vcpu(int fd)
     return mine;
 }
 
+// QEMU sets the run state only with all the others, of a vCPU that it resets or restores: registers
+// that the controller set before are past.
+static void set_run_state(struct vcpu *vcpu)
+{
+    pthread_mutex_lock(&agent.lock);
+    registers_forget(vcpu);
+    pthread_mutex_unlock(&agent.lock);
+}
+
 long intercept(int fd, unsigned request, uintptr_t argument)
 {
     struct vcpu *vcpu;
@@ -195,6 +204,11 @@ long intercept(int fd, unsigned request, uintptr_t argument)
         if (fd == agent.vm_fd)
             return set_region(fd, request, (const void *)argument);
         return kvm->ioctl(fd, request, argument);
+    case KVM_SET_MP_STATE:
+        vcpu = vcpu_of(fd);
+        if (vcpu)
+            set_run_state(vcpu);
+        break;
     default:
         break;
     }
