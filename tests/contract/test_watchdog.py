@@ -18,8 +18,7 @@ from kvmdbg.target.runstate import PERMITS, VmRunState
 from kvmdbg.target.stops import ResumePlan
 from tests.contract.conftest import stub_subject
 from tests.contract.guest import LiveVm
-from tests.contract.subject import BOOT, Subject
-from tests.contract.test_stub import runs_on
+from tests.contract.subject import BOOT, Subject, runs_on
 
 pytestmark = [
     pytest.mark.vm,
