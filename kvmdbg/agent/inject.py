@@ -103,23 +103,35 @@ def inject_here(pid: int, library: Path) -> Injection:
     process = Process(pid)
     require_traceable(process)
     require_visible(process, library)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        injection = _load_and_call(process, library)
+        code = -injection.descriptor
+        # An agent that has just been left may not have gone yet.
+        if code != errno.EAGAIN or time.monotonic() > deadline:
+            break
+        time.sleep(_NAP)
+    if code > 0:
+        raise _cannot_start(process, code)
+    return injection
+
+
+def _load_and_call(process: Process, library: Path) -> Injection:
     dlopen, dlerror = (_libc_function(process, name) for name in ("dlopen", "dlerror"))
     with _waiting_thread(process) as thread:
         began = time.perf_counter()
         handle = thread.call(dlopen, thread.string(str(library)), _RTLD_NOW)
         if not handle:
             why = process.read_string(thread.call(dlerror))
-            raise AttachError(f"QEMU (pid {pid}) cannot load the agent: {why}")
+            raise AttachError(f"QEMU (pid {process.pid}) cannot load the agent: {why}")
         # A handle is a struct link_map of link.h: the load address comes first.
         base = int.from_bytes(process.read(handle, 8), sys.byteorder)
         entry = find_symbol(process.read, base, ENTRY)
         if entry is None:
             raise AttachError(f"{library} has no {ENTRY}: it is not of this version of kvmdbg")
-        descriptor = thread.call(entry) & 0xFFFF_FFFF
+        result = thread.call(entry) & 0xFFFF_FFFF
     pause = time.perf_counter() - began
-    if descriptor >= 1 << 31:
-        raise _cannot_start(process, (1 << 32) - descriptor)
-    return Injection(descriptor, pause)
+    return Injection(result if result < 1 << 31 else result - (1 << 32), pause)
 
 
 def _cannot_start(process: Process, code: int) -> AttachError:
