@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
-from kvmdbg.backend.agent import Abilities
+from kvmdbg.backend.agent import Abilities, AgentEngine
 from kvmdbg.errors import BreakpointError, VmGone
+from kvmdbg.kvm.x86.registers import get_msrs, get_tsc_khz
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.runstate import VmRunState
 from kvmdbg.target.stops import (
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.vm
 OTHER = VcpuIndex(1)
 TWO_VCPUS = pytest.mark.parametrize("vcpus", [2], ids=["2 vCPUs"])
 ONE_VCPU = pytest.mark.parametrize("vcpus", [1], ids=["1 vCPU"])
+MSR_TSC = 0x10
 SOFTWARE, HARDWARE = BreakpointKind.SOFTWARE, BreakpointKind.HARDWARE
 
 
@@ -141,6 +144,30 @@ async def test_a_step_that_another_vcpus_hit_forestalled_leaves_no_trace(
     await subject.engine.breakpoints.remove(spec)
     assert (await interrupted(subject, after=0.05)).reason == Paused()
     assert await subject.pc() == vm.guest.symbols["halted"]
+
+
+# --- the guest's clock ---------------------------------------------------------------------------
+
+
+async def test_the_tsc_stands_still_while_the_vm_is_stopped(vm: LiveVm, subject: Subject) -> None:
+    assert isinstance(subject.engine, AgentEngine)
+    agent = subject.engine._agent
+    khz = await agent.call(get_tsc_khz())
+
+    async def seconds(vcpu: VcpuIndex) -> float:
+        return (await agent.call(get_msrs((MSR_TSC,)), vcpu))[MSR_TSC] / khz / 1000
+
+    await interrupted(subject, after=0.02)
+    before = [await seconds(vcpu) for vcpu in subject.engine.vcpus]
+    await asyncio.sleep(3)
+    began = time.monotonic()
+    await interrupted(subject, after=0.02)
+    if not subject.engine.clock.works:
+        pytest.skip("the host's KVM does not move a guest's TSC")
+    ran = time.monotonic() - began
+    for vcpu, was in zip(subject.engine.vcpus, before, strict=True):
+        passed = await seconds(vcpu) - was
+        assert 0.01 < passed < ran + 1
 
 
 # --- breakpoints ---------------------------------------------------------------------------------

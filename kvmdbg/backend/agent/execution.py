@@ -16,6 +16,7 @@ from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.arch import Architecture
 from kvmdbg.backend.agent.breakpoints import AgentBreakpoints
+from kvmdbg.backend.agent.clock import GuestClock, now
 from kvmdbg.backend.agent.registers import AgentRegisters
 from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
@@ -61,6 +62,7 @@ class AgentExecution:
         registers: AgentRegisters,
         sites: Sites,
         breakpoints: AgentBreakpoints,
+        clock: GuestClock,
         run_control: RunControl,
     ) -> None:
         self._agent = agent
@@ -69,6 +71,7 @@ class AgentExecution:
         self._registers = registers
         self._sites = sites
         self._breakpoints = breakpoints
+        self._clock = clock
         self._run_control = run_control
         self._reported: dict[VcpuIndex, int] = {}  # pc where a hit was told of
         self._pending: list[Stop] = []  # watchpoints that were hit while another stop was told of
@@ -110,6 +113,7 @@ class AgentExecution:
         """See the capability."""
         self._forget_state()
         self._sites.was_reset()
+        self._clock.forget()
 
     def _forget_state(self) -> None:
         self._reported.clear()
@@ -125,6 +129,7 @@ class AgentExecution:
 
     def _on_doorbell(self, sequence: int) -> None:
         self._rung = True
+        self._clock.stopped(now())
         self._wake.set()
 
     def _on_event(self, event: RunEvent) -> None:
@@ -146,6 +151,7 @@ class AgentExecution:
         actions = await self._actions(plan)
         self._rung = self._stop_seen = False
         try:
+            await self._clock.resume()
             await self._agent.resume(actions)
             if not self._interrupted:
                 await self._run_control.cont()
@@ -194,7 +200,9 @@ class AgentExecution:
             await self._run_control.pause()
             return await self._settle(plan)
         if silent:
-            await self._agent.resume(await self._actions(plan))
+            actions = await self._actions(plan)
+            await self._clock.resume()
+            await self._agent.resume(actions)
         if self._stop_seen:
             state = await self._run_control.sync()
             if state is VmRunState.GONE:
@@ -209,6 +217,7 @@ class AgentExecution:
 
     async def _settle(self, plan: ResumePlan) -> Stop:
         """QEMU has stopped the VM: what for?"""
+        self._clock.stopped(now())
         self._registers.forget()
         first, *others = await self._latched(plan) or [Stop(self._vcpus.indices[0], Paused())]
         # Breakpoints are hit again, and a step can be seen; this would be lost.
