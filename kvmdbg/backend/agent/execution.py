@@ -190,19 +190,9 @@ class AgentExecution:
         self._wake.clear()
         if self._lost is not None:
             await self._end_without_agent(self._lost)
-        latched: list[Stop] = []
-        silent = False
-        if self._rung:
-            self._rung = False
-            latched = await self._latched(plan)
-            silent = not latched
-        if latched or self._interrupted:
+        if await self._is_wanted(plan) or self._interrupted:
             await self._run_control.pause()
             return await self._settle(plan)
-        if silent:
-            actions = await self._actions(plan)
-            await self._clock.resume()
-            await self._agent.resume(actions)
         if self._stop_seen:
             state = await self._run_control.sync()
             if state is VmRunState.GONE:
@@ -214,6 +204,23 @@ class AgentExecution:
         if self._sites.deferred:
             await self._sites.refresh()
         return None
+
+    async def _is_wanted(self, plan: ResumePlan) -> bool:
+        """True if the agent has latched a stop that ends the run; one that does not is passed."""
+        while self._rung:
+            self._rung = False
+            if await self._latched(plan):
+                return True
+            if all(stop.kind is StopKind.RUNNING for stop in await self._agent.stops()):
+                continue
+            # What a vCPU latches on its way out must not be lost to the resumption.
+            await self._agent.hold()
+            if await self._latched(plan):
+                return True
+            actions = await self._actions(plan)
+            await self._clock.resume()
+            await self._agent.resume(actions)
+        return False
 
     async def _settle(self, plan: ResumePlan) -> Stop:
         """QEMU has stopped the VM: what for?"""
