@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from kvmdbg.addr import Gpa, Gva
+from kvmdbg.backend.agent import Abilities
+from kvmdbg.machine.accel import abilities
+from kvmdbg.machine.verdict import kvm_verdict
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
+from kvmdbg.target.capabilities import Engine
 from tests.contract.guest import Guest, LiveVm, build, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
 from tests.contract.subject import BOOT, Subject, interrupted
@@ -47,9 +52,14 @@ async def vm(
 @pytest.fixture(
     params=[
         None,
-        *(pytest.param(p, marks=pytest.mark.vm, id=f"stub-{p.name}") for p in PLATFORMS),
+        *(pytest.param((p, False), marks=pytest.mark.vm, id=f"stub-{p.name}") for p in PLATFORMS),
+        *(
+            pytest.param((p, True), marks=pytest.mark.vm, id="agent")
+            for p in PLATFORMS
+            if p.name == os.uname().machine
+        ),
     ],
-    ids=lambda platform: "fake",
+    ids=lambda chosen: "fake",
 )
 async def subject(
     request: pytest.FixtureRequest,
@@ -57,14 +67,18 @@ async def subject(
     tmp_path: Path,
     vcpus: int,
 ) -> AsyncIterator[Subject]:
-    """An engine on a guest that is past its start: the fake, and the stub of each platform."""
+    """An engine on a guest that is past its start: the fake, the stub of each platform, and under
+    the host's KVM the agent."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param is None:
             yield fake_subject(vcpus)
         else:
-            guest = guests(request.param)
-            vm = await stack.enter_async_context(live_vm(guest, tmp_path, vcpus))
-            yield await stub_subject(vm)
+            chosen, agent = request.param
+            found = kvm_abilities() if agent else None
+            vm = await stack.enter_async_context(
+                live_vm(guests(chosen), tmp_path, vcpus, agent=agent)
+            )
+            yield await (agent_subject(vm, found) if found else stub_subject(vm))
 
 
 def fake_subject(vcpus: int) -> Subject:
@@ -88,9 +102,29 @@ def fake_subject(vcpus: int) -> Subject:
     )
 
 
+def kvm_abilities() -> Abilities:
+    """What the host's KVM does; skips where it has none."""
+    verdict = kvm_verdict()
+    if "guests" not in verdict.works:
+        pytest.skip(f"no guest runs under KVM here: {verdict.reason}")
+    return abilities(verdict)
+
+
 async def stub_subject(vm: LiveVm) -> Subject:
+    """The stub engine; the guest has reached its loop on every vCPU."""
+    return await live_subject(vm, await vm.engine())
+
+
+async def agent_subject(vm: LiveVm, found: Abilities) -> Subject:
+    """The agent engine, likewise."""
+    subject = await live_subject(vm, await vm.agent_engine(found))
+    if not found.kernel_watch:
+        subject.lacks_watch = "the host's KVM does not stop at data watchpoints in ring 0"
+    return subject
+
+
+async def live_subject(vm: LiveVm, engine: Engine) -> Subject:
     """Let the guest reach its loop on every vCPU."""
-    engine = await vm.engine()
     at, platform = vm.guest.symbols, vm.guest.platform
     subject = Subject(
         engine=engine,

@@ -17,7 +17,7 @@ from kvmdbg.target.stops import Action, BreakpointHit, Paused, ResumePlan, Stepp
 from tests.contract.conftest import stub_subject
 from tests.contract.guest import LiveVm
 from tests.contract.platforms import PLATFORMS
-from tests.contract.subject import BOOT, Subject, interrupted
+from tests.contract.subject import BOOT, Subject, interrupted, number, runs_on, without_ticks
 
 pytestmark = pytest.mark.vm
 
@@ -30,34 +30,6 @@ ONE_VCPU = pytest.mark.parametrize("vcpus", [1], ids=["1 vCPU"])
 @pytest.fixture
 async def subject(vm: LiveVm) -> Subject:
     return await stub_subject(vm)
-
-
-async def number(subject: Subject, at: Gva) -> int:
-    return int.from_bytes(await subject.engine.memory.read(BOOT, at, 8), "little")
-
-
-async def without_ticks(vm: LiveVm, subject: Subject) -> None:
-    """No interrupt ends a halt of vCPU 0 from now on."""
-    if subject.platform.masked is not None:
-        await subject.set_register(*subject.platform.masked)
-        return
-    await subject.engine.memory.write(BOOT, vm.guest.symbols["quiet"], b"\x01")
-    await interrupted(subject, after=0.02)
-
-
-async def runs_on(vm: LiveVm, vcpu: VcpuIndex = BOOT) -> bool:
-    """True if the VM is running and ``vcpu`` makes progress, by QEMU's monitor."""
-    at = vm.guest.platform.gpa(vm.guest.symbols["counters"]) + 8 * vcpu
-
-    async def look() -> str:
-        return await vm.monitor.hmp(f"xp /gd {at:#x}")
-
-    before = await look()
-    for _ in range(50):
-        await asyncio.sleep(0.02)
-        if await look() != before:
-            return await vm.run_control.sync() is VmRunState.RUNNING
-    return False
 
 
 # --- code and memory -----------------------------------------------------------------------------

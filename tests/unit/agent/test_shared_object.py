@@ -12,4 +12,4 @@ def test_exports_only_what_is_marked() -> None:
         symbols = ELFFile(file).get_section_by_name(".dynsym")
         assert isinstance(symbols, SymbolTableSection)
         exported = {s.name for s in symbols.iter_symbols() if s["st_shndx"] != "SHN_UNDEF"}
-    assert exported == {"kvmdbg_agent_abi"}
+    assert exported == {"ioctl", "kvmdbg_agent_abi", "kvmdbg_agent_attach"}

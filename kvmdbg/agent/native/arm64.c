@@ -1,0 +1,118 @@
+// What differs on arm64. Breakpoints are not built yet: inserting one answers ENOTSUP.
+
+#include "agent.h"
+
+const uint8_t ARCH_BREAKPOINT[] = {0x00, 0x00, 0x20, 0xd4}; // brk #0
+const unsigned ARCH_BREAKPOINT_SIZE = 4;
+const uint32_t ARCH_MACHINE = 183;
+
+const struct register_ioctl ARCH_REGISTERS[] = {
+    {KVM_SET_ONE_REG, KVM_GET_ONE_REG, true},
+    {KVM_SET_VCPU_EVENTS, KVM_GET_VCPU_EVENTS, false},
+    {0},
+};
+
+unsigned arch_debug_registers(void)
+{
+    long count = kvm->ioctl(agent.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_DEBUG_HW_BPS);
+
+    return count > 0 ? (unsigned)count : 0;
+}
+
+bool arch_can_watch(const struct agent_point_request *request)
+{
+    (void)request;
+    return false;
+}
+
+void arch_probe(void)
+{
+}
+
+int arch_location(struct vcpu *vcpu, uint64_t *pc, uint64_t *sp)
+{
+    const uint64_t core = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE;
+    struct kvm_one_reg get_pc = {core | KVM_REG_ARM_CORE_REG(regs.pc), (uintptr_t)pc};
+    struct kvm_one_reg get_sp = {core | KVM_REG_ARM_CORE_REG(regs.sp), (uintptr_t)sp};
+
+    if (kvm->ioctl(vcpu->fd, KVM_GET_ONE_REG, (uintptr_t)&get_pc) < 0 ||
+        kvm->ioctl(vcpu->fd, KVM_GET_ONE_REG, (uintptr_t)&get_sp) < 0)
+        return EIO;
+    return 0;
+}
+
+int arch_paging(struct vcpu *vcpu, struct paging *paging)
+{
+    (void)vcpu;
+    (void)paging;
+    return ENOTSUP;
+}
+
+int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translation *translation)
+{
+    (void)paging;
+    (void)gva;
+    (void)translation;
+    return EFAULT;
+}
+
+void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
+{
+    *debug = in_mode(AGENT_RAW_EXITS) ? vcpu->raw_debug : vcpu->qemu_debug;
+    if (agent.session && vcpu->action == AGENT_STEP && vcpu->stop.kind == AGENT_RUNNING)
+        debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+}
+
+void arch_read_exit(const struct vcpu *vcpu, struct debug_exit *exit)
+{
+    const uint32_t class = vcpu->run->debug.arch.hsr >> 26;
+    uint64_t sp;
+
+    *exit = (struct debug_exit){.step = class == 0x32, .breakpoint = class == 0x3c};
+    arch_location((struct vcpu *)vcpu, &exit->pc, &sp);
+    exit->stop.pc = exit->pc;
+    exit->stop.exception = vcpu->run->debug.arch.hsr;
+}
+
+void arch_reinject(struct vcpu *vcpu, const struct debug_exit *exit)
+{
+    (void)vcpu;
+    (void)exit;
+}
+
+bool arch_emulate(struct vcpu *vcpu, const struct point *point)
+{
+    (void)vcpu;
+    (void)point;
+    return false;
+}
+
+bool arch_resume_flag(struct vcpu *vcpu)
+{
+    (void)vcpu;
+    return false;
+}
+
+void arch_clear_step(struct vcpu *vcpu)
+{
+    (void)vcpu;
+}
+
+unsigned arch_length(const struct point *point)
+{
+    (void)point;
+    return ARCH_BREAKPOINT_SIZE;
+}
+
+bool arch_repeats(const struct point *point)
+{
+    (void)point;
+    return false;
+}
+
+int arch_shift_clock(struct vcpu *vcpu, int64_t cycles)
+{
+    (void)vcpu;
+    (void)cycles;
+    return ENOTSUP;
+}

@@ -1,0 +1,146 @@
+// Passing a breakpoint: executing the instruction under it without hitting it again. Cheapest
+// first: emulate the instruction; let KVM suppress a debug register's hit; single-step, for a
+// software breakpoint with the original byte lifted into place and every other vCPU out of KVM_RUN.
+
+#include "agent.h"
+
+#include <sys/timerfd.h>
+#include <time.h>
+
+enum { LOOK_AFTER = 5000000 }; // nanoseconds
+
+uint64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static void watch(long nanoseconds)
+{
+    struct itimerspec when = {.it_value.tv_nsec = nanoseconds, .it_interval.tv_nsec = nanoseconds};
+
+    timerfd_settime(agent.watch, 0, &when, NULL);
+}
+
+void over_begin(struct vcpu *vcpu, uint64_t pc)
+{
+    vcpu->over = OVER_WANTED;
+    vcpu->over_pc = pc;
+    vcpu->attention = true;
+}
+
+static void put_back(struct vcpu *vcpu)
+{
+    if (agent.owner != vcpu)
+        return;
+    for_each_point(point)
+    {
+        if (point->lifted)
+            point_put_back(point);
+    }
+    watch(0);
+    disown_the_world();
+}
+
+void over_done(struct vcpu *vcpu)
+{
+    put_back(vcpu);
+    vcpu->over = OVER_NONE;
+    vcpu->debug_stale = true;
+    vcpu->attention = true;
+}
+
+// Others want the world. The instruction is tried again later, unless it is already being handled
+// by the guest: then TF waits in a saved frame, and the breakpoint is passed when that is returned
+// to.
+void over_break_off(struct vcpu *vcpu)
+{
+    uint64_t pc, sp;
+
+    put_back(vcpu);
+    if (vcpu->over != OVER_STEPPING)
+        return;
+    vcpu->over = OVER_WANTED;
+    if (!arch_location(vcpu, &pc, &sp) && pc != vcpu->over_pc)
+        vcpu->over = OVER_ASTRAY;
+    vcpu->debug_stale = true;
+    vcpu->attention = true;
+}
+
+static enum readiness lift(struct vcpu *vcpu, struct point *point)
+{
+    if (!own_the_world(vcpu))
+        return WAIT;
+    if (!point_lift(point)) { // the guest has written other code there
+        over_done(vcpu);
+        return AGAIN;
+    }
+    watch(LOOK_AFTER);
+    agent.statistics.lifted++;
+    return READY;
+}
+
+enum readiness over_prepare(struct vcpu *vcpu)
+{
+    struct point *software, *hardware;
+    uint64_t pc, sp;
+
+    if (vcpu->over == OVER_NONE || vcpu->over == OVER_ASTRAY)
+        return READY;
+    if (arch_location(vcpu, &pc, &sp))
+        return READY;
+    if (pc != vcpu->over_pc) {
+        if (vcpu->over == OVER_STEPPING)
+            over_break_off(vcpu);
+        else
+            over_done(vcpu);
+        return READY;
+    }
+    if (vcpu->over == OVER_STEPPING)
+        return READY;
+    vcpu->over_sp = sp;
+    software = software_point_of(vcpu, pc);
+    hardware = hardware_point_at(pc);
+    if (!software && !hardware) {
+        over_done(vcpu);
+        return READY;
+    }
+    if (software && !in_mode(AGENT_NO_SKIP) && !vcpu->incomplete && arch_emulate(vcpu, software)) {
+        agent.statistics.emulated++;
+        over_done(vcpu);
+        if (vcpu->action == AGENT_STEP && !arch_location(vcpu, &pc, &sp))
+            latch(vcpu, &(struct agent_stop){.kind = AGENT_STEPPED, .pc = pc});
+        return AGAIN;
+    }
+    if (software) {
+        enum readiness readiness = lift(vcpu, software);
+
+        if (readiness != READY)
+            return readiness;
+    } else {
+        agent.statistics.resumed++;
+        if (vcpu->action != AGENT_STEP && in_mode(AGENT_HONOURS_RF) && arch_resume_flag(vcpu)) {
+            over_done(vcpu);
+            return READY;
+        }
+    }
+    vcpu->over = OVER_STEPPING;
+    vcpu->debug_stale = true;
+    return READY;
+}
+
+// An owner takes long: its instruction faulted, or QEMU has its thread. The others run meanwhile.
+void over_watch(void)
+{
+    bool owned;
+
+    pthread_mutex_lock(&agent.lock);
+    owned = agent.owner;
+    pthread_mutex_unlock(&agent.lock);
+    if (owned) {
+        exclude(NULL); // breaks it off
+        readmit(NULL);
+    }
+}

@@ -1,0 +1,269 @@
+// Running a vCPU: what QEMU's KVM_RUN becomes. An exit that is ours is latched as a stop, or passed
+// over in silence; QEMU never sees it. What is not ours goes to QEMU, or back to the guest.
+
+#include "agent.h"
+
+enum { VANISHED_TOO_OFTEN = 1000 };
+
+enum verdict { ENTER_AGAIN, TO_QEMU };
+
+void latch(struct vcpu *vcpu, const struct agent_stop *stop)
+{
+    if (!agent.held && !agent.stops)
+        agent.held_since = now();
+    if (vcpu->stop.kind == AGENT_RUNNING)
+        agent.stops++;
+    vcpu->stop = *stop;
+    vcpu->stop.vcpu = vcpu->index;
+    vcpu->stop.sequence = ++agent.sequence;
+    vcpu->attention = true;
+    call_out_others(vcpu);
+    ring_bell();
+}
+
+void forget_stops(void)
+{
+    for_each_vcpu(vcpu)
+    {
+        vcpu->stop = (struct agent_stop){.vcpu = vcpu->index};
+    }
+    agent.stops = 0;
+}
+
+int run_apply_debug(struct vcpu *vcpu)
+{
+    struct kvm_guest_debug debug;
+    long result;
+
+    arch_debug(vcpu, &debug);
+    if (!vcpu->debug_stale && !memcmp(&debug, &vcpu->applied, sizeof(debug)))
+        return 0;
+    result = kvm->ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, (uintptr_t)&debug);
+    if (result < 0)
+        return (int)-result;
+    vcpu->applied = debug;
+    vcpu->debug_stale = false;
+    return 0;
+}
+
+enum readiness run_prepare(struct vcpu *vcpu)
+{
+    enum readiness readiness;
+
+    // Where KVM is to set TF is decided by the pc of that moment.
+    if (registers_apply(vcpu))
+        vcpu->debug_stale = true;
+    readiness = over_prepare(vcpu);
+    if (readiness == READY)
+        run_apply_debug(vcpu);
+    return readiness;
+}
+
+// The vCPU came back to a breakpoint from the handler of its instruction's fault.
+static bool is_retry(struct vcpu *vcpu, uint64_t pc)
+{
+    uint64_t now_at, sp;
+
+    return vcpu->over == OVER_ASTRAY && pc == vcpu->over_pc && !arch_location(vcpu, &now_at, &sp) &&
+           sp == vcpu->over_sp;
+}
+
+static void hit(struct vcpu *vcpu, struct point *point, struct agent_stop *stop)
+{
+    stop->kind = AGENT_HIT;
+    stop->point = point->info.id;
+    point->info.hits++;
+    latch(vcpu, stop);
+}
+
+static enum verdict breakpoint_exit(struct vcpu *vcpu, struct debug_exit *exit)
+{
+    struct point *point;
+    struct agent_translation page;
+    struct paging paging;
+    uint8_t bytes[4];
+
+    // It executes again when the gate opens, and is a hit then, if it is still there.
+    if (gate_is_shut(vcpu))
+        return ENTER_AGAIN;
+    if (arch_paging(vcpu, &paging) || arch_walk(&paging, exit->pc, &page) ||
+        !guest_load(page.gpa, bytes, ARCH_BREAKPOINT_SIZE))
+        return TO_QEMU;
+    if (memcmp(bytes, ARCH_BREAKPOINT, ARCH_BREAKPOINT_SIZE)) {
+        agent.statistics.vanished++;
+        return ++vcpu->vanished_in_a_row < VANISHED_TOO_OFTEN ? ENTER_AGAIN : TO_QEMU;
+    }
+    vcpu->vanished_in_a_row = 0;
+    point = software_point_at(page.gpa, exit->pc);
+    if (!point || !point_is_intact(point)) {
+        agent.statistics.foreign++;
+        return TO_QEMU;
+    }
+    if (is_retry(vcpu, exit->pc)) {
+        over_begin(vcpu, exit->pc);
+        return ENTER_AGAIN;
+    }
+    agent.statistics.hits++;
+    if (point->info.address == exit->pc)
+        hit(vcpu, point, &exit->stop);
+    else // the same code, mapped elsewhere
+        over_begin(vcpu, exit->pc);
+    return ENTER_AGAIN;
+}
+
+static enum verdict register_exit(struct vcpu *vcpu, struct debug_exit *exit)
+{
+    struct point *point = NULL;
+
+    for (unsigned number = 0; number < MAX_DEBUG_REGISTERS && !point; number++) {
+        if (exit->fired & 1u << number)
+            point = point_of_register(number);
+    }
+    if (!point)
+        return ENTER_AGAIN;
+    if (point->info.kind != AGENT_HARDWARE) { // it has happened, and does not happen again
+        agent.statistics.hits++;
+        point->info.hits++;
+        exit->stop.kind = AGENT_WATCHED;
+        exit->stop.point = point->info.id;
+        latch(vcpu, &exit->stop);
+        return ENTER_AGAIN;
+    }
+    if (gate_is_shut(vcpu))
+        return ENTER_AGAIN;
+    if (is_retry(vcpu, exit->pc)) {
+        over_begin(vcpu, exit->pc);
+        return ENTER_AGAIN;
+    }
+    agent.statistics.hits++;
+    hit(vcpu, point, &exit->stop);
+    return ENTER_AGAIN;
+}
+
+// A single step of ours is done: of the user's, or to pass a breakpoint.
+static void step_exit(struct vcpu *vcpu, struct debug_exit *exit)
+{
+    if (vcpu->over == OVER_STEPPING) {
+        struct point *point = software_point_of(vcpu, exit->pc);
+
+        // One turn of a repeated instruction; to the user that is a step.
+        if (exit->pc == vcpu->over_pc && vcpu->action != AGENT_STEP && point &&
+            arch_repeats(point)) {
+            vcpu->debug_stale = true;
+            vcpu->attention = true;
+            return;
+        }
+        over_done(vcpu);
+    }
+    if (vcpu->action == AGENT_STEP && !exit->fired) {
+        exit->stop.kind = AGENT_STEPPED;
+        latch(vcpu, &exit->stop);
+    }
+}
+
+static enum verdict debug_exit(struct vcpu *vcpu)
+{
+    const uint32_t by_qemu = vcpu->qemu_debug.control;
+    const bool stepping = vcpu->action == AGENT_STEP || vcpu->over == OVER_STEPPING;
+    struct debug_exit exit;
+
+    arch_read_exit(vcpu, &exit);
+    if (exit.breakpoint)
+        return breakpoint_exit(vcpu, &exit);
+    if (exit.step && vcpu->over == OVER_ASTRAY &&
+        !(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
+        arch_clear_step(vcpu);
+        over_done(vcpu);
+        return ENTER_AGAIN;
+    }
+    if (exit.step && stepping)
+        step_exit(vcpu, &exit);
+    if (exit.fired)
+        return register_exit(vcpu, &exit);
+    if (exit.step && stepping)
+        return ENTER_AGAIN;
+    if (by_qemu & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP))
+        return TO_QEMU;
+    // A step that was ours until just now.
+    if (exit.step && vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)
+        return ENTER_AGAIN;
+    // QEMU takes any bit of a debug register for a breakpoint of its own, and stops the VM.
+    agent.statistics.foreign++;
+    arch_reinject(vcpu, &exit);
+    return ENTER_AGAIN;
+}
+
+static enum verdict raw_exit(struct vcpu *vcpu, long result)
+{
+    struct debug_exit exit = {0};
+
+    if (result == 0 && vcpu->run->exit_reason == KVM_EXIT_DEBUG)
+        arch_read_exit(vcpu, &exit);
+    exit.stop.kind = AGENT_RAW;
+    if (result < 0)
+        exit.stop.exception = (uint32_t)-result;
+    latch(vcpu, &exit.stop);
+    return ENTER_AGAIN;
+}
+
+static bool is_of_interest(const struct vcpu *vcpu, long result)
+{
+    if (in_mode(AGENT_RAW_EXITS))
+        return result != -EINTR && result != -EAGAIN;
+    return result == 0 && vcpu->run->exit_reason == KVM_EXIT_DEBUG;
+}
+
+// The vCPU counts as in KVM_RUN until its exit was judged: by then nothing has changed under it.
+static enum verdict leave(struct vcpu *vcpu, long result)
+{
+    enum verdict verdict = TO_QEMU;
+
+    if (!is_of_interest(vcpu, result)) {
+        gate_leave(vcpu);
+        return TO_QEMU;
+    }
+    pthread_mutex_lock(&agent.lock);
+    if (in_mode(AGENT_RAW_EXITS))
+        verdict = raw_exit(vcpu, result);
+    else if (memcmp(&vcpu->applied, &vcpu->qemu_debug, sizeof(vcpu->applied)))
+        verdict = debug_exit(vcpu);
+    gate_left(vcpu);
+    pthread_mutex_unlock(&agent.lock);
+    return verdict;
+}
+
+long run_vcpu(struct vcpu *vcpu)
+{
+    long result;
+
+    do {
+        if (!gate_enter(vcpu))
+            return -EINTR;
+        result = kvm->ioctl(vcpu->fd, KVM_RUN, 0);
+        atomic_fetch_add_explicit(&vcpu->entries, 1, memory_order_relaxed);
+        vcpu->incomplete = false;
+    } while (leave(vcpu, result) == ENTER_AGAIN);
+    vcpu->incomplete = result == 0;
+    return result;
+}
+
+// Nothing of the controller remains: not in the guest, not in KVM, and every vCPU runs. Registers
+// that it set stay set.
+void run_clean_up(void)
+{
+    exclude(NULL);
+    points_clear();
+    forget_stops();
+    agent.held = false;
+    agent.session = false;
+    agent.flags = 0;
+    for_each_vcpu(vcpu)
+    {
+        vcpu->action = AGENT_CONTINUE;
+        if (vcpu->over == OVER_STEPPING)
+            vcpu->over = OVER_NONE;
+        vcpu->raw_debug = (struct kvm_guest_debug){0};
+        run_apply_debug(vcpu);
+    }
+    readmit(NULL);
+}

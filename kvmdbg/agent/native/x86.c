@@ -1,0 +1,380 @@
+// What differs on x86-64: page tables, debug registers, debug exits, and the instructions that
+// functions begin with, which are cheaper to emulate than to step.
+
+#include "agent.h"
+
+#include "decode.h"
+
+#define RFLAGS_TF 0x100ull
+#define RFLAGS_RF 0x10000ull
+#define CR0_PG 0x80000000ull
+#define CR4_PSE 0x10ull
+#define CR4_PAE 0x20ull
+#define CR4_LA57 0x1000ull
+#define EFER_LMA 0x400ull
+#define EFER_NX 0x800ull
+#define PTE_PRESENT 1ull
+#define PTE_WRITABLE 2ull
+#define PTE_USER 4ull
+#define PTE_LARGE 0x80ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDRESS 0xffffffffff000ull
+#define DR6_BS 0x4000ull
+#define DR6_FIXED 0xffff0ff0ull
+#define DR7_FIXED 0x400ull
+
+const uint8_t ARCH_BREAKPOINT[] = {0xcc};
+const unsigned ARCH_BREAKPOINT_SIZE = 1;
+const uint32_t ARCH_MACHINE = 62;
+
+const struct register_ioctl ARCH_REGISTERS[] = {
+    {KVM_SET_REGS, KVM_GET_REGS, false},
+    {KVM_SET_SREGS, KVM_GET_SREGS, false},
+    {KVM_SET_SREGS2, KVM_GET_SREGS2, false},
+    {KVM_SET_FPU, KVM_GET_FPU, false},
+    {KVM_SET_XSAVE, KVM_GET_XSAVE, false},
+    {KVM_SET_XSAVE, KVM_GET_XSAVE2, false},
+    {KVM_SET_XCRS, KVM_GET_XCRS, false},
+    {KVM_SET_DEBUGREGS, KVM_GET_DEBUGREGS, false},
+    {KVM_SET_VCPU_EVENTS, KVM_GET_VCPU_EVENTS, false},
+    {KVM_SET_MSRS, KVM_GET_MSRS, true},
+    {0},
+};
+
+unsigned arch_debug_registers(void)
+{
+    return 4;
+}
+
+bool arch_can_watch(const struct agent_point_request *request)
+{
+    const uint64_t length = request->length;
+
+    if (request->kind == AGENT_HARDWARE)
+        return length <= 1;
+    return request->kind != AGENT_WATCH_READ &&
+           (length == 1 || length == 2 || length == 4 || length == 8) &&
+           !(request->address & (length - 1));
+}
+
+void arch_probe(void)
+{
+    long flags = kvm->ioctl(agent.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_SET_GUEST_DEBUG2);
+
+    agent.blockirq = flags > 0 && flags & KVM_GUESTDBG_BLOCKIRQ;
+}
+
+static long get(const struct vcpu *vcpu, unsigned request, void *value)
+{
+    return kvm->ioctl(vcpu->fd, request, (uintptr_t)value);
+}
+
+static bool is_64bit(const struct kvm_sregs *sregs)
+{
+    return sregs->efer & EFER_LMA && sregs->cs.l;
+}
+
+int arch_location(struct vcpu *vcpu, uint64_t *pc, uint64_t *sp)
+{
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+
+    if (get(vcpu, KVM_GET_REGS, &regs) < 0 || get(vcpu, KVM_GET_SREGS, &sregs) < 0)
+        return EIO;
+    *pc = is_64bit(&sregs) ? regs.rip : (uint32_t)(regs.rip + sregs.cs.base);
+    *sp = regs.rsp;
+    return 0;
+}
+
+// Page tables. A mode is the number of levels and the width of an entry.
+
+static void read_paging(const struct kvm_sregs *sregs, struct paging *paging)
+{
+    *paging = (struct paging){.entry = 8, .root = sregs->cr3 & PTE_ADDRESS};
+    if (!(sregs->cr0 & CR0_PG))
+        return;
+    paging->nx = sregs->efer & EFER_NX;
+    if (sregs->efer & EFER_LMA) {
+        paging->levels = sregs->cr4 & CR4_LA57 ? 5 : 4;
+    } else if (sregs->cr4 & CR4_PAE) {
+        paging->levels = 3;
+        paging->root = sregs->cr3 & 0xffffffe0;
+    } else {
+        paging->levels = 2;
+        paging->entry = 4;
+        paging->large = sregs->cr4 & CR4_PSE;
+    }
+}
+
+int arch_paging(struct vcpu *vcpu, struct paging *paging)
+{
+    struct kvm_sregs sregs;
+    long result = get(vcpu, KVM_GET_SREGS, &sregs);
+
+    if (result < 0)
+        return (int)-result;
+    read_paging(&sregs, paging);
+    return 0;
+}
+
+static bool is_canonical(uint64_t gva, unsigned levels)
+{
+    const unsigned unused = levels == 5 ? 7 : 16;
+
+    return levels < 4 || (uint64_t)((int64_t)(gva << unused) >> unused) == gva;
+}
+
+int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translation *translation)
+{
+    const unsigned bits = paging->entry == 8 ? 9 : 10;
+    uint64_t table = paging->root, access = PTE_WRITABLE | PTE_USER, entry = 0;
+    bool nx = false;
+
+    *translation =
+        (struct agent_translation){.gpa = gva, .page = 4096, .access = AGENT_WRITABLE | AGENT_USER};
+    if (!paging->levels)
+        return 0;
+    if (!is_canonical(gva, paging->levels))
+        return EFAULT;
+    for (unsigned level = paging->levels; level; level--) {
+        const unsigned shift = 12 + (level - 1) * bits;
+        const uint64_t index = gva >> shift & ((1ull << bits) - 1);
+        const bool pdpte = paging->levels == 3 && level == 3; // has no access bits, is no page
+        const bool may_be_large =
+            paging->entry == 8 ? level == 2 || (level == 3 && !pdpte) : level == 2 && paging->large;
+
+        entry = 0;
+        if (!guest_load(table + index * paging->entry, &entry, paging->entry) ||
+            !(entry & PTE_PRESENT))
+            return EFAULT;
+        if (!pdpte)
+            access &= entry;
+        nx |= paging->nx && entry & PTE_NX;
+        table = entry & PTE_ADDRESS;
+        if (level == 1 || (may_be_large && entry & PTE_LARGE)) {
+            translation->page = 1ull << shift;
+            break;
+        }
+    }
+    translation->gpa = (table & ~(translation->page - 1)) | (gva & (translation->page - 1));
+    translation->access = (access & PTE_WRITABLE ? AGENT_WRITABLE : 0) |
+                          (access & PTE_USER ? AGENT_USER : 0) | (nx ? AGENT_NX : 0);
+    return 0;
+}
+
+// Debug registers.
+
+static uint64_t dr7_of(const struct point *point)
+{
+    static const unsigned LENGTHS[] = {[1] = 0, [2] = 1, [4] = 3, [8] = 2};
+    const unsigned number = point->info.debug_register;
+    uint64_t type = 0;
+
+    if (point->info.kind == AGENT_WATCH_WRITE)
+        type = 1 | LENGTHS[point->info.length] << 2;
+    if (point->info.kind == AGENT_WATCH_ACCESS)
+        type = 3 | LENGTHS[point->info.length] << 2;
+    return 2ull << (2 * number) | type << (16 + 4 * number);
+}
+
+static void arm_registers(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
+{
+    uint64_t dr7 = 0;
+
+    for_each_point(point)
+    {
+        if (point->info.kind == AGENT_SOFTWARE || point->info.state != AGENT_ARMED)
+            continue;
+        if (vcpu->over == OVER_STEPPING && point->info.kind == AGENT_HARDWARE &&
+            point->info.address == vcpu->over_pc)
+            continue;
+        debug->arch.debugreg[point->info.debug_register] = point->info.address;
+        dr7 |= dr7_of(point);
+    }
+    // OVER_ASTRAY: no register, only to see #DB. KVM_GUESTDBG_SINGLESTEP would set TF anew, here.
+    if (dr7 || vcpu->over == OVER_ASTRAY) {
+        debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+        debug->arch.debugreg[7] = dr7 | DR7_FIXED;
+    } else if (vcpu->qemu_debug.control & KVM_GUESTDBG_USE_HW_BP) {
+        debug->control |= KVM_GUESTDBG_USE_HW_BP;
+        debug->arch = vcpu->qemu_debug.arch;
+    }
+}
+
+void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
+{
+    const uint32_t merged = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_SINGLESTEP;
+    const bool step = vcpu->action == AGENT_STEP && vcpu->stop.kind == AGENT_RUNNING;
+
+    *debug = vcpu->qemu_debug;
+    if (in_mode(AGENT_RAW_EXITS))
+        *debug = vcpu->raw_debug;
+    if (!agent.session || in_mode(AGENT_RAW_EXITS))
+        return;
+    *debug = (struct kvm_guest_debug){.control = vcpu->qemu_debug.control & merged};
+    if (have_software_points())
+        debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+    arm_registers(vcpu, debug);
+    if (vcpu->over == OVER_ASTRAY || !(step || vcpu->over == OVER_STEPPING))
+        return;
+    debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+    if (agent.blockirq && !(vcpu->action_flags & AGENT_LET_IRQ))
+        debug->control |= KVM_GUESTDBG_BLOCKIRQ;
+}
+
+void arch_read_exit(const struct vcpu *vcpu, struct debug_exit *exit)
+{
+    const struct kvm_debug_exit_arch *facts = &vcpu->run->debug.arch;
+    const bool ours = agent.session && vcpu->applied.control & KVM_GUESTDBG_USE_HW_BP;
+    const uint64_t dr7 = vcpu->applied.arch.debugreg[7];
+
+    *exit = (struct debug_exit){.pc = facts->pc, .breakpoint = facts->exception == 3};
+    exit->stop = (struct agent_stop){.exception = facts->exception, .pc = facts->pc};
+    if (exit->breakpoint) // the debug registers' fields mean nothing
+        return;
+    exit->stop.dr6 = facts->dr6;
+    exit->stop.dr7 = facts->dr7;
+    exit->step = facts->dr6 & DR6_BS;
+    for (unsigned number = 0; number < arch_debug_registers() && ours; number++) {
+        if (facts->dr6 & 1u << number && dr7 & 3ull << 2 * number && point_of_register(number))
+            exit->fired |= 1u << number;
+    }
+}
+
+// The guest's own #DB, with its DR6, as the processor would have delivered it.
+void arch_reinject(struct vcpu *vcpu, const struct debug_exit *exit)
+{
+    struct kvm_vcpu_events events;
+    struct kvm_debugregs registers;
+
+    if (get(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0 || get(vcpu, KVM_GET_DEBUGREGS, &registers) < 0)
+        return;
+    registers.dr6 = exit->stop.dr6 | DR6_FIXED;
+    events.exception.injected = 1;
+    events.exception.nr = 1;
+    events.exception.has_error_code = 0;
+    events.exception.error_code = 0;
+    get(vcpu, KVM_SET_DEBUGREGS, &registers);
+    get(vcpu, KVM_SET_VCPU_EVENTS, &events);
+}
+
+static bool change_flags(struct vcpu *vcpu, uint64_t set, uint64_t clear)
+{
+    struct kvm_regs regs;
+
+    if (get(vcpu, KVM_GET_REGS, &regs) < 0)
+        return false;
+    regs.rflags = (regs.rflags | set) & ~clear;
+    return get(vcpu, KVM_SET_REGS, &regs) >= 0;
+}
+
+bool arch_resume_flag(struct vcpu *vcpu)
+{
+    return change_flags(vcpu, RFLAGS_RF, 0);
+}
+
+void arch_clear_step(struct vcpu *vcpu)
+{
+    change_flags(vcpu, 0, RFLAGS_TF);
+}
+
+// Emulation.
+
+static bool is_watched(uint64_t address, uint64_t length)
+{
+    for_each_point(point)
+    {
+        if (point->info.kind >= AGENT_WATCH_WRITE && point->info.address < address + length &&
+            address < point->info.address + point->info.length)
+            return true;
+    }
+    return false;
+}
+
+static bool push(const struct kvm_sregs *sregs, struct kvm_regs *regs, uint64_t value)
+{
+    const uint64_t sp = regs->rsp - 8;
+    struct agent_translation page;
+    const struct agent_slot *slot;
+    struct paging paging;
+
+    read_paging(sregs, &paging);
+    if ((sp & 4095) > 4088 || is_watched(sp, 8) || arch_walk(&paging, sp, &page) ||
+        !(page.access & AGENT_WRITABLE) || (sregs->ss.dpl == 3 && !(page.access & AGENT_USER)))
+        return false;
+    slot = slot_at(page.gpa);
+    if (!slot || slot->flags || points_in(page.gpa, 8) || !guest_store(page.gpa, &value, 8))
+        return false;
+    regs->rsp = sp;
+    return true;
+}
+
+static uint64_t *general_register(struct kvm_regs *regs, unsigned number)
+{
+    // In the order of their encoding.
+    uint64_t *const registers[] = {
+        (uint64_t *)&regs->rax, (uint64_t *)&regs->rcx, (uint64_t *)&regs->rdx,
+        (uint64_t *)&regs->rbx, (uint64_t *)&regs->rsp, (uint64_t *)&regs->rbp,
+        (uint64_t *)&regs->rsi, (uint64_t *)&regs->rdi, (uint64_t *)&regs->r8,
+        (uint64_t *)&regs->r9,  (uint64_t *)&regs->r10, (uint64_t *)&regs->r11,
+        (uint64_t *)&regs->r12, (uint64_t *)&regs->r13, (uint64_t *)&regs->r14,
+        (uint64_t *)&regs->r15,
+    };
+
+    return registers[number];
+}
+
+bool arch_emulate(struct vcpu *vcpu, const struct point *point)
+{
+    struct kvm_vcpu_events events;
+    struct kvm_sregs sregs;
+    struct kvm_regs regs;
+    struct simple simple;
+
+    if (!decode_simple(point->info.original, point->valid, &simple) ||
+        get(vcpu, KVM_GET_SREGS, &sregs) < 0 || !is_64bit(&sregs) ||
+        get(vcpu, KVM_GET_REGS, &regs) < 0 || regs.rflags & RFLAGS_TF)
+        return false;
+    // Something is to be delivered before the instruction, or interrupts are off for this one only.
+    if (get(vcpu, KVM_GET_VCPU_EVENTS, &events) < 0 || events.exception.injected ||
+        events.exception.pending || events.interrupt.shadow)
+        return false;
+    switch (simple.kind) {
+    case SIMPLE_NOP:
+        break;
+    case SIMPLE_PUSH:
+        if (!push(&sregs, &regs, *general_register(&regs, simple.source)))
+            return false;
+        break;
+    case SIMPLE_MOVE:
+        *general_register(&regs, simple.target) = *general_register(&regs, simple.source);
+        break;
+    }
+    regs.rip += simple.length;
+    regs.rflags &= ~RFLAGS_RF;
+    return get(vcpu, KVM_SET_REGS, &regs) >= 0;
+}
+
+unsigned arch_length(const struct point *point)
+{
+    return decode_length(point->info.original, point->valid);
+}
+
+bool arch_repeats(const struct point *point)
+{
+    return decode_repeats(point->info.original, point->valid);
+}
+
+int arch_shift_clock(struct vcpu *vcpu, int64_t cycles)
+{
+    uint64_t offset;
+    struct kvm_device_attr attribute = {
+        .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset};
+    long result = get(vcpu, KVM_GET_DEVICE_ATTR, &attribute);
+
+    if (result >= 0) {
+        offset += (uint64_t)cycles;
+        result = get(vcpu, KVM_SET_DEVICE_ATTR, &attribute);
+    }
+    return result < 0 ? (int)-result : 0;
+}
