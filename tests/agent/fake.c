@@ -123,6 +123,7 @@ struct cpu {
     uint64_t singlestep_rip;
     struct kvm_guest_debug debug;
     bool completing; // an OUT
+    bool injected;   // the guest's #BP, for its next entry
     bool frame_tf, faulted;
     uint64_t frame_rip;
     unsigned handler_left;
@@ -359,6 +360,11 @@ static long fake_run(unsigned index, struct cpu *cpu)
     if (stopped)
         broken("vCPU %u runs while QEMU has the VM stopped", index);
     cpu->executing = true;
+    if (cpu->injected) {
+        cpu->injected = false;
+        advance(index, cpu, 1);
+        enter_handler(index, cpu);
+    }
     for (unsigned count = 0; !__atomic_load_n(&cpu->run.immediate_exit, __ATOMIC_SEQ_CST);
          count++) {
         if (!(count & 15))
@@ -560,8 +566,7 @@ static void give_back(struct cpu *cpu)
     pthread_mutex_lock(&cpu->mutex);
     if (cpu->run.debug.arch.exception != 3 || cpu->rip - base_of(index) != SITE[OUR_OWN])
         broken("QEMU sees a debug exit at %#lx that is not the guest's", (long)cpu->rip);
-    advance(index, cpu, 1);
-    enter_handler(index, cpu);
+    cpu->injected = true;
     pthread_mutex_unlock(&cpu->mutex);
 }
 
