@@ -141,6 +141,27 @@ class Busy(TargetError):
     """Somebody else drives the VM just now."""
 
 
+class AgentError(TargetError):
+    """The agent inside QEMU cannot be used, or did not do what it was asked for."""
+
+
+class AgentRefused(AgentError):
+    """The agent answered a request with an error."""
+
+    def __init__(self, text: str, *, request: str = "", errno: int = 0) -> None:
+        super().__init__(text)
+        self.request = request
+        self.errno = errno
+
+
+class AgentTimeout(AgentError):
+    """The agent did not answer in time; it may still do."""
+
+
+class AgentLost(AgentError):
+    """The agent hung up though its QEMU lives on: the guest is unpatched, and runs."""
+
+
 class UnexpectedStop(TargetError):
     """The VM stopped for another reason than the one that was waited for."""
 

@@ -66,7 +66,7 @@ def command(name: str, scope: Scope, argument: int | bytes = 0) -> Ioctl[int]:
 
 def getter(name: str, scope: Scope, kind: type[S]) -> Ioctl[S]:
     """An ioctl that fills in a struct."""
-    return Ioctl(name, scope, bytes(kind.size()), lambda result, data: kind.decode(data))
+    return Ioctl(name, scope, bytes(kind.sizeof()), lambda result, data: kind.decode(data))
 
 
 def setter(name: str, scope: Scope, value: Struct) -> Ioctl[None]:

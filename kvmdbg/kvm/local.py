@@ -99,6 +99,7 @@ class LocalVm:
             fcntl.ioctl(fd, _RUN.number, 0)
         except OSError as error:
             if error.errno == errno.EINTR:
+                run[_IMMEDIATE_EXIT] = 0  # whoever set it, it has done its work
                 return Interrupted()
             raise _RUN.failed(error.errno or 0, vcpu) from error
         return decode_exit(run)
@@ -107,7 +108,6 @@ class LocalVm:
         _, run = self._vcpus[vcpu]
         run[_IMMEDIATE_EXIT] = 1
         self.run(vcpu)
-        run[_IMMEDIATE_EXIT] = 0
 
     def read(self, gpa: int, length: int) -> bytes:
         self._check(gpa, length)

@@ -1,16 +1,24 @@
 """Which accelerator runs a VM, and which engine debugs it.
 
-KVMs differ in how well they stop a guest, so ``auto`` would take KVM only where doctor has seen it
-work. There is no engine for it yet, so it is TCG everywhere, for one of two reasons.
+KVMs differ in how well they stop a guest, so ``auto`` takes KVM only where doctor has seen it work.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kvmdbg.backend.agent import Abilities
 from kvmdbg.errors import AcceleratorError
 from kvmdbg.machine.verdict import Verdict, kvm_verdict
+
+ASKED_FOR = "asked for"
+
+AGENT, STUB = "agent-kvm", "stub"
+"""Engines, by :attr:`kvmdbg.target.capabilities.Engine.name`."""
+
+_TCG = ("-accel", "tcg,thread=multi", "-cpu", "max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,30 +27,61 @@ class Choice:
 
     name: str
     reason: str
+    processor: tuple[str, ...] = ()
+    """For an accelerator: the QEMU arguments that it takes."""
 
 
-def choose_accelerator(wanted: str, ask_doctor: Callable[[], Verdict] = kvm_verdict) -> Choice:
-    """``auto``, ``kvm`` or ``tcg`` to what is used; ``auto`` may take half a second.
+def choose_accelerator(
+    wanted: str,
+    arch: str = "x86_64",
+    ask_doctor: Callable[[], Verdict] = kvm_verdict,
+    host: str = platform.machine(),
+) -> Choice:
+    """``auto``, ``kvm`` or ``tcg`` to what is used; ``auto`` and ``kvm`` may take half a second.
 
-    Raises AcceleratorError.
+    ``host`` is the architecture of this machine. Raises AcceleratorError where KVM was asked for
+    and there is none; one with defects is used then.
     """
-    if wanted == "kvm":
-        raise AcceleratorError(
-            "kvmdbg cannot debug under KVM yet: use --accel tcg, or auto, which picks it"
-        )
     if wanted == "tcg":
-        return Choice("tcg", "asked for")
-    verdict = ask_doctor()
+        return Choice("tcg", ASKED_FOR, _TCG)
+    verdict = ask_doctor() if arch == host else Verdict(False, f"this host is no {arch}", ())
     if verdict.kvm:
-        return Choice("tcg", f"{verdict.reason}, but this version has no engine for it yet")
-    return Choice("tcg", verdict.reason)
+        return Choice("kvm", ASKED_FOR if wanted == "kvm" else verdict.reason, _kvm(verdict))
+    if wanted == "auto":
+        return Choice("tcg", verdict.reason, _TCG)
+    if "guests" not in verdict.works:
+        raise AcceleratorError(
+            f"--accel kvm cannot be had: {verdict.reason}: use --accel tcg, or auto, which picks it"
+        )
+    return Choice("kvm", f"{ASKED_FOR}, but {verdict.reason}", _kvm(verdict))
 
 
-def choose_engine(wanted: str) -> Choice:
+def _kvm(verdict: Verdict) -> tuple[str, ...]:
+    """A feature on which guests would die is not offered to them."""
+    without = "" if "cmpxchg16b" in verdict.works or platform.machine() != "x86_64" else ",-cx16"
+    return ("-accel", "kvm", "-cpu", f"host{without}")
+
+
+def choose_engine(wanted: str, accel: str) -> Choice:
     """``auto``, ``stub`` or ``agent`` to what is used. Raises AcceleratorError."""
+    if accel == "kvm":
+        return Choice(STUB if wanted == "stub" else AGENT, ASKED_FOR if wanted != "auto" else "")
     if wanted == "agent":
-        raise AcceleratorError("there is no agent engine yet: use --engine stub, or auto")
-    return Choice("stub", "asked for" if wanted == "stub" else "the only engine so far")
+        raise AcceleratorError(
+            f"--engine agent debugs VMs under KVM, and this one runs under {accel}: "
+            "use --engine stub, or auto, which picks it"
+        )
+    return Choice(STUB, ASKED_FOR if wanted == "stub" else "")
+
+
+def abilities(verdict: Verdict) -> Abilities:
+    """What the agent engine may count on."""
+    return Abilities(
+        kernel_int3="int3" in verdict.works or "brk" in verdict.works,
+        user_int3="user-int3" in verdict.works or "user-brk" in verdict.works,
+        kernel_watch="write" in verdict.works,
+        resume_flag="resume-flag" in verdict.works,
+    )
 
 
 def without_host_cpu(arguments: Sequence[str]) -> tuple[tuple[str, ...], bool]:

@@ -1,5 +1,7 @@
-"""Attaching to a QEMU that kvmdbg did not launch: through a free monitor, its own stub is started
-on a private socket, and put back on leaving.
+"""Attaching to a QEMU that kvmdbg did not launch, through a free monitor of it.
+
+Under KVM the agent is brought into it. Otherwise its own stub is started on a private socket, and
+put back on leaving.
 """
 
 from __future__ import annotations
@@ -8,18 +10,29 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from kvmdbg.agent.client import AgentClient
+from kvmdbg.agent.late import attach
 from kvmdbg.arch import ARCHITECTURES
+from kvmdbg.backend import hmp
 from kvmdbg.errors import AttachError, MonitorError, VmGone
-from kvmdbg.machine.accel import choose_engine
+from kvmdbg.machine.accel import AGENT, choose_engine
 from kvmdbg.machine.claim import Claim
+from kvmdbg.machine.engines import (
+    Opened,
+    OpenEngine,
+    agent_engine,
+    stub_engine,
+    with_fallback,
+)
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.find import MonitorSocket, RunningVm, running_vm
 from kvmdbg.machine.machine import Machine, open_machine
 from kvmdbg.machine.processes import command_line
-from kvmdbg.machine.runcontrol import QmpMonitor
+from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.machine.runtime import RuntimeDir, VmInfo
 from kvmdbg.qmp import QmpConnection
 
@@ -39,13 +52,12 @@ async def attach_vm(runtime: RuntimeDir, pid: int, engine: str = "auto") -> Mach
     Raises AttachError, AcceleratorError, RuntimeDirError, and OwnerError when another process
     owns it.
     """
-    chosen = choose_engine(engine)
     vm = await asyncio.to_thread(running_vm, runtime, pid)
     _require_attachable(vm, pid)
     assert vm is not None
     claim = await Claim.take(runtime, vm.process)
     try:
-        return await _attach(vm, claim, chosen.name)
+        return await _attach(vm, claim, engine)
     except (VmGone, MonitorError) as error:
         claim.release()
         raise AttachError(f"cannot attach to {vm.name} (pid {pid}): {error}") from error
@@ -55,15 +67,19 @@ async def attach_vm(runtime: RuntimeDir, pid: int, engine: str = "auto") -> Mach
 
 
 async def _attach(vm: RunningVm, claim: Claim, engine: str) -> Machine:
-    stub = claim.folder.stub
-    connection = await _connect(vm)
+    stub = _LentStub(claim.folder.stub, vm.gdb)
+    connection, qmp = await _connect(vm)
     process: ExitWatch | None = None
     try:
         process = ExitWatch(vm.pid)
         monitor = QmpMonitor(connection)
         info = await _describe(vm, monitor, engine)
-        undo = await _start_stub(monitor, stub, vm.gdb)
-        return await open_machine(info, claim, stub, process, connection, undo=undo)
+        open_engine: OpenEngine = stub.open_engine
+        if info.engine == AGENT:
+            open_engine = agent_engine(partial(_bring_agent, vm.pid), qmp)
+            if engine == "auto":
+                open_engine = with_fallback(open_engine, stub.open_engine)
+        return await open_machine(info, claim, open_engine, process, connection, undo=stub.undo)
     except BaseException:
         await connection.close()
         if process is not None:
@@ -95,17 +111,19 @@ def _require_attachable(vm: RunningVm | None, pid: int) -> None:
         )
 
 
-async def _connect(vm: RunningVm) -> QmpConnection:
-    """A connection to the first monitor that is free. Raises AttachError."""
+async def _connect(vm: RunningVm) -> tuple[QmpConnection, str]:
+    """A connection to the first monitor that is free, and its path. Raises AttachError."""
     complaints = []
     for monitor in vm.monitors:
         if monitor.busy:
             complaints.append(f"{_shown(monitor)} is in use by {_client(monitor)}")
             continue
         try:
-            return await QmpConnection.connect(monitor.path, timeout=GREETING_TIMEOUT)
+            connection = await QmpConnection.connect(monitor.path, timeout=GREETING_TIMEOUT)
         except MonitorError as error:
             complaints.append(str(error))
+        else:
+            return connection, monitor.path
     raise AttachError(
         f"cannot attach to {vm.name} (pid {vm.pid}): no monitor of it is free "
         f"({'; '.join(complaints)}): end that client, or give the VM one more -qmp"
@@ -128,15 +146,15 @@ async def _describe(vm: RunningVm, monitor: QmpMonitor, engine: str) -> VmInfo:
     arch = str((await monitor.qmp("query-target"))["arch"])
     if arch not in ARCHITECTURES:
         raise AttachError(f"cannot attach to {vm.name} (pid {vm.pid}): it emulates {arch}")
-    kvm = (await monitor.qmp("query-kvm"))["enabled"]
+    accel = "kvm" if (await monitor.qmp("query-kvm"))["enabled"] else "tcg"
     version = (await monitor.qmp("query-version"))["qemu"]
     return VmInfo(
         name=vm.name,
         process=vm.process,
         arch=arch,
-        accel="kvm" if kvm else "tcg",
+        accel=accel,
         accel_reason="as it was started",
-        engine=engine,
+        engine=choose_engine(engine, accel).name,
         cpus=len(await monitor.qmp("query-cpus-fast")),
         booted=False,
         on_kill="detach",
@@ -145,7 +163,34 @@ async def _describe(vm: RunningVm, monitor: QmpMonitor, engine: str) -> VmInfo:
     )
 
 
+async def _bring_agent(pid: int, monitor: QmpMonitor) -> AgentClient:
+    """Load the agent into QEMU. Raises AttachError, AgentError, VmGone."""
+    threads = [cpu["thread-id"] for cpu in await monitor.qmp("query-cpus-fast")]
+    return await attach(pid, threads, await hmp.memory_slots(monitor))
+
+
 # --- QEMU's own stub -----------------------------------------------------------------------------
+
+
+class _LentStub:
+    """QEMU's stub, on a socket of ours while we need it."""
+
+    def __init__(self, socket: Path, configured: str | None) -> None:
+        self._socket = socket
+        self._configured = configured
+        self._undo: Callable[[], Awaitable[None]] | None = None
+
+    async def open_engine(
+        self, info: VmInfo, monitor: QmpMonitor, run_control: QmpRunControl
+    ) -> Opened:
+        """Start the stub, and the engine on it."""
+        self._undo = await _start_stub(monitor, self._socket, self._configured)
+        return await stub_engine(self._socket)(info, monitor, run_control)
+
+    async def undo(self) -> None:
+        """Put back what was there before, if we changed something."""
+        if self._undo is not None:
+            await self._undo()
 
 
 async def _start_stub(

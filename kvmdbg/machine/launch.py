@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvmdbg.errors import LaunchError, MonitorError, NotRunning, OwnerError
 from kvmdbg.images import ImageStore, load_recipe
-from kvmdbg.machine.accel import choose_accelerator, choose_engine, without_host_cpu
+from kvmdbg.machine.accel import (
+    AGENT,
+    ASKED_FOR,
+    choose_accelerator,
+    choose_engine,
+    without_host_cpu,
+)
 from kvmdbg.machine.claim import Claim
 from kvmdbg.machine.define import BootFiles, Definition
+from kvmdbg.machine.engines import (
+    OpenEngine,
+    agent_engine,
+    connect_agent,
+    stub_engine,
+    with_fallback,
+)
 from kvmdbg.machine.exitwatch import ExitWatch, adopt
 from kvmdbg.machine.machine import Machine, open_machine
+from kvmdbg.machine.preload import NO_PRELOAD, Preload, preload
 from kvmdbg.machine.processes import ProcessId
 from kvmdbg.machine.qemu import arguments, find_qemu, qemu_version
 from kvmdbg.machine.runtime import RuntimeDir, VmFolder, VmInfo
@@ -67,25 +83,29 @@ async def launch_vm(
         if other.name == name:
             raise OwnerError(f"a VM named {name} runs already (pid {other.pid}): use --name")
     wanted = options.accel if options.accel != "auto" else definition.accel
-    accel = await asyncio.to_thread(choose_accelerator, wanted)
-    engine = choose_engine(options.engine)
-    notices = [] if accel.name == wanted else [f"accelerator {accel.name}: {accel.reason}"]
-    extra, had_host_cpu = without_host_cpu(definition.extra_args)
-    if had_host_cpu:
-        notices.append(
-            "-cpu host became -cpu max: TCG emulates every feature that it knows, not this host's"
-        )
+    accel = await asyncio.to_thread(choose_accelerator, wanted, definition.arch)
+    engine = choose_engine(options.engine, accel.name)
+    notices = [] if accel.reason == ASKED_FOR else [f"accelerator {accel.name}: {accel.reason}"]
+    extra = definition.extra_args
+    if accel.name == "tcg":
+        extra, had_host_cpu = without_host_cpu(extra)
+        if had_host_cpu:
+            notices.append(
+                "-cpu host became -cpu max: TCG emulates every feature that it knows, not this "
+                "host's"
+            )
     program = find_qemu(definition)
     version = await qemu_version(program)
     files, workload = await asyncio.to_thread(_build, definition, progress)
 
     folder = runtime.new_vm(name)
-    argv = [program, *arguments(definition, files, folder, name, extra)]
+    argv = [program, *arguments(definition, files, folder, name, accel.processor, extra)]
     process: ExitWatch | None = None
     claim: Claim | None = None
     try:
         progress.step(f"starting QEMU for {name}")
-        process = ExitWatch(_spawn(argv, folder, definition.folder))
+        with _agent_preload(folder, engine.name) as inherited:
+            process = ExitWatch(_spawn(argv, folder, definition.folder, inherited))
         identity = await _identity(process, folder)
         claim = await Claim.take(runtime, identity)  # before vm.json tells others of the VM
         info = VmInfo(
@@ -112,9 +132,12 @@ async def launch_vm(
         )
         folder.write(info)
         connection = await _first_connection(process, folder)
-        return await open_machine(
-            info, claim, folder.stub, process, connection, notices=tuple(notices)
+        open_engine = _opener(folder, engine.name, may_fall_back=options.engine == "auto")
+        machine = await open_machine(
+            info, claim, open_engine, process, connection, notices=tuple(notices)
         )
+        folder.write(machine.info)
+        return machine
     except BaseException:
         if process is not None:
             process.kill()
@@ -141,7 +164,20 @@ def _build(definition: Definition, progress: Progress) -> tuple[BootFiles, Path 
     return definition.files(image), workload
 
 
-def _spawn(argv: list[str], folder: VmFolder, cwd: Path) -> int:
+def _agent_preload(folder: VmFolder, engine: str) -> AbstractContextManager[Preload]:
+    return preload(folder.agent) if engine == AGENT else contextlib.nullcontext(NO_PRELOAD)
+
+
+def _opener(folder: VmFolder, engine: str, *, may_fall_back: bool) -> OpenEngine:
+    """For a VM that we launched, with the agent in it or without."""
+    stub = stub_engine(folder.stub)
+    if engine != AGENT:
+        return stub
+    agent = agent_engine(lambda monitor: connect_agent(folder.agent), str(folder.qmp))
+    return with_fallback(agent, stub) if may_fall_back else agent
+
+
+def _spawn(argv: list[str], folder: VmFolder, cwd: Path, inherited: Preload) -> int:
     """Start QEMU with sockets for us alone, in a session that no terminal's Ctrl-C reaches.
 
     Its pid. Raises LaunchError.
@@ -157,6 +193,8 @@ def _spawn(argv: list[str], folder: VmFolder, cwd: Path) -> int:
                 stderr=log,
                 start_new_session=True,
                 umask=0o077,
+                env={**os.environ, **inherited.environment},
+                pass_fds=inherited.descriptors,
             )
     except OSError as error:
         raise LaunchError(f"cannot run {argv[0]}: {error.strerror}") from error
@@ -216,7 +254,8 @@ async def take_over(runtime: RuntimeDir, folder: VmFolder) -> Machine:
     try:
         process = ExitWatch(info.pid)
         connection = await QmpConnection.connect(folder.qmp)
-        return await open_machine(info, claim, folder.stub, process, connection)
+        open_engine = _opener(folder, info.engine, may_fall_back=True)
+        return await open_machine(info, claim, open_engine, process, connection)
     except BaseException:
         if process is not None:
             process.close()

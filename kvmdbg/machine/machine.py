@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+
+import msgspec
 
 from kvmdbg.addr import VcpuIndex
-from kvmdbg.arch import ARCHITECTURES
-from kvmdbg.backend.stub import StubEngine, Watchdog, start_watchdog
 from kvmdbg.errors import MonitorError, VmGone
 from kvmdbg.machine.claim import Claim
+from kvmdbg.machine.engines import OpenEngine
 from kvmdbg.machine.exitwatch import ExitWatch
+from kvmdbg.machine.guard import Rescue, Watchdog, start_watchdog
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.machine.runtime import VmInfo
 from kvmdbg.qmp import QmpConnection
+from kvmdbg.target.capabilities import Engine
 from kvmdbg.target.runstate import PERMITS, VmRunState
 from kvmdbg.target.stops import Frozen, Halted, Panicked, Paused, ShutDown, Stop, StopReason
 
@@ -33,7 +35,9 @@ class Machine:
     process: ExitWatch
     run_control: QmpRunControl
     monitor: QmpMonitor
-    engine: StubEngine
+    engine: Engine
+    rescue: Rescue
+    """What the watchdog does when this process is killed."""
     initial: Stop
     """Why it is stopped now."""
     was_running: bool
@@ -52,7 +56,7 @@ class Machine:
         """
         mortal = self.info.booted and not self.info.keep
         self._watchdog = await start_watchdog(
-            self.engine.socket_path,
+            self.rescue,
             process=self.info.process,
             lock=self.claim.folder.lock,
             orphan_timeout=self.info.orphan_timeout if mortal else 0,
@@ -88,14 +92,14 @@ class Machine:
 async def open_machine(
     info: VmInfo,
     claim: Claim,
-    stub: Path,
+    open_engine: OpenEngine,
     process: ExitWatch,
     connection: QmpConnection,
     *,
     notices: tuple[str, ...] = (),
     undo: Callable[[], Awaitable[None]] = _nothing,
 ) -> Machine:
-    """Stop the VM and open its engine on the stub that listens at ``stub``.
+    """Stop the VM and open its engine.
 
     On failure the VM runs again if it ran, ``undo`` is done, and the monitor is free again.
     """
@@ -104,13 +108,7 @@ async def open_machine(
         monitor = QmpMonitor(connection)
         initial, was_running = await _stop(run_control)
         try:
-            engine = await StubEngine.open(
-                stub,
-                arch=ARCHITECTURES[info.arch],
-                monitor=monitor,
-                run_control=run_control,
-                pid=info.pid,
-            )
+            opened = await open_engine(info, monitor, run_control)
         except BaseException:
             if was_running:
                 with contextlib.suppress(MonitorError, VmGone):
@@ -122,15 +120,16 @@ async def open_machine(
         await run_control.close()
         raise
     return Machine(
-        info,
+        msgspec.structs.replace(info, engine=opened.engine.name),
         claim,
         process,
         run_control,
         monitor,
-        engine,
+        opened.engine,
+        opened.rescue,
         initial,
         was_running,
-        notices,
+        (*notices, *([opened.notice] if opened.notice else [])),
         undo,
     )
 

@@ -95,9 +95,11 @@ def arguments(
     files: BootFiles,
     folder: VmFolder,
     name: str,
+    processor: Sequence[str],
     extra: Sequence[str],
 ) -> list[str]:
-    """QEMU's arguments under TCG, without the program; ``extra`` stands last and so wins.
+    """QEMU's arguments, without the program; ``processor`` chooses accelerator and CPU model,
+    ``extra`` stands last and so wins.
 
     The VM is frozen at its first instruction. A shutdown or panic pauses it, so that a debugger
     can look; two monitors are there, ours and one for others.
@@ -105,7 +107,7 @@ def arguments(
     return [
         *("-name", f"guest={name},debug-threads=on"),
         *("-no-user-config", "-nodefaults", "-display", "none"),
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-machine", "q35", *processor),
         *("-smp", str(definition.cpus), "-m", definition.memory),
         "-S",
         *("-action", "reboot=reset,shutdown=pause,panic=pause"),

@@ -77,6 +77,7 @@ class VmFolder:
         self.qmp = path / "qmp.sock"
         self.monitor = path / "monitor.sock"
         self.stub = path / "stub.sock"
+        self.agent = path / "agent.sock"
         self.console = path / "console.sock"
         self.console_log = path / "console.log"
         self.qemu_log = path / "qemu.log"

@@ -12,7 +12,8 @@ import msgspec
 from kvmdbg import __version__
 from kvmdbg.images import user_cache
 from kvmdbg.kvm.local import KVM_DEVICE
-from kvmdbg.machine.doctor import Report, examine
+from kvmdbg.machine.checks import checks_for
+from kvmdbg.machine.doctor import Report, examine, failures
 from kvmdbg.machine.hostfacts import device_facts
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -23,6 +24,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     kvm: bool
     reason: str
+    works: tuple[str, ...]
+    """The checks (:mod:`~.checks`, by key) that it passes."""
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -36,13 +39,16 @@ def kvm_verdict() -> Verdict:
     """From the cache, or from the probes, which take about half a second."""
     trouble = device_facts(KVM_DEVICE).trouble
     if trouble is not None:  # cheap to find out, and quickly put right: not worth keeping
-        return Verdict(False, trouble)
+        return Verdict(False, trouble, ())
     return _recall() or remember(examine())
 
 
 def remember(report: Report) -> Verdict:
     """Keep what doctor found, if it could look."""
-    verdict = Verdict(report.kvm, report.reason)
+    works = [
+        check.key for check in checks_for(report.flavour) if not failures(check, report.results)
+    ]
+    verdict = Verdict(report.kvm, report.reason, tuple(works))
     # Without a cache the next run takes longer; nothing else.
     with contextlib.suppress(OSError):
         if report.results:

@@ -49,6 +49,18 @@ class BreakpointSpec(msgspec.Struct, frozen=True):
         return f"{self.kind.name.lower()} {what} at {self.address:#x}, length {self.length}"
 
 
+class Placement(msgspec.Struct, frozen=True):
+    """What became of an inserted breakpoint. ``how``: what stops the guest there, in a few words;
+    ``note``: why it is that, or why it is not armed, as half a sentence."""
+
+    spec: BreakpointSpec
+    how: str
+    armed: bool = True
+    note: str = ""
+    hits: int | None = None
+    """How often it stopped the VM; None where nobody counts."""
+
+
 class BreakpointStore(Protocol):
     """Capability of a backend: put breakpoints into the target and take them out.
 
@@ -67,6 +79,10 @@ class BreakpointStore(Protocol):
 
     async def remove(self, spec: BreakpointSpec) -> None:
         """Remove ``spec``, which is inserted."""
+        ...
+
+    async def describe(self) -> list[Placement]:
+        """What became of each that is inserted, by address."""
         ...
 
 

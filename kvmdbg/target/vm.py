@@ -22,7 +22,12 @@ from kvmdbg.errors import (
     VmRunning,
     WaitTimeout,
 )
-from kvmdbg.target.breakpoints import BreakpointManager, BreakpointSpec, ClientId
+from kvmdbg.target.breakpoints import (
+    BreakpointManager,
+    BreakpointSpec,
+    ClientId,
+    Placement,
+)
 from kvmdbg.target.capabilities import Engine, MonitorQuery, RunControl
 from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
@@ -376,6 +381,13 @@ class Vm:
         """Remove, also while the VM runs."""
         async with self.halted():
             await self.breakpoints.remove(client, spec)
+
+    async def describe_breakpoints(self) -> list[tuple[Placement, frozenset[ClientId]]]:
+        """What became of each breakpoint, and whose it is; also while the VM runs."""
+        async with self.halted():
+            owners = self.breakpoints.inserted
+            placements = await self.engine.breakpoints.describe()
+        return [(found, owners.get(found.spec, frozenset())) for found in placements]
 
     @asynccontextmanager
     async def _stopped(self, vcpu: VcpuIndex | None = None) -> AsyncIterator[None]:

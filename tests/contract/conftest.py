@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from kvmdbg.addr import Gpa, Gva
+from kvmdbg.backend.agent import Abilities
+from kvmdbg.machine.accel import abilities
+from kvmdbg.machine.verdict import kvm_verdict
 from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.capabilities import Engine
 from tests.contract.guest import IMAGE, SMALL, Guest, LiveVm, build, live_vm
 from tests.contract.subject import Subject, interrupted
 from tests.support.fake_engine import CODE, DATA, RAM_BASE, RAM_SIZE, Access, FakeVm
@@ -32,7 +36,13 @@ async def vm(guest: Guest, tmp_path: Path, vcpus: int) -> AsyncIterator[LiveVm]:
         yield vm
 
 
-@pytest.fixture(params=["fake", pytest.param("stub", marks=pytest.mark.vm)])
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("stub", marks=pytest.mark.vm),
+        pytest.param("agent", marks=pytest.mark.vm),
+    ]
+)
 async def subject(
     request: pytest.FixtureRequest, guest: Guest, tmp_path: Path, vcpus: int
 ) -> AsyncIterator[Subject]:
@@ -40,9 +50,13 @@ async def subject(
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "fake":
             yield fake_subject(vcpus)
-        else:
+        elif request.param == "stub":
             vm = await stack.enter_async_context(live_vm(guest, tmp_path, vcpus))
             yield await stub_subject(vm)
+        else:
+            found = kvm_abilities()
+            vm = await stack.enter_async_context(live_vm(guest, tmp_path, vcpus, agent=True))
+            yield await agent_subject(vm, found)
 
 
 def fake_subject(vcpus: int) -> Subject:
@@ -65,9 +79,29 @@ def fake_subject(vcpus: int) -> Subject:
     )
 
 
+def kvm_abilities() -> Abilities:
+    """What the host's KVM does; skips where it has none."""
+    verdict = kvm_verdict()
+    if "guests" not in verdict.works:
+        pytest.skip(f"no guest runs under KVM here: {verdict.reason}")
+    return abilities(verdict)
+
+
 async def stub_subject(vm: LiveVm) -> Subject:
+    """The stub engine; the guest has reached its loop on every vCPU."""
+    return await live_subject(vm, await vm.engine())
+
+
+async def agent_subject(vm: LiveVm, found: Abilities) -> Subject:
+    """The agent engine, likewise."""
+    subject = await live_subject(vm, await vm.agent_engine(found))
+    if not found.kernel_watch:
+        subject.lacks_watch = "the host's KVM does not stop at data watchpoints in ring 0"
+    return subject
+
+
+async def live_subject(vm: LiveVm, engine: Engine) -> Subject:
     """Let the guest reach its loop on every vCPU."""
-    engine = await vm.engine()
     at = vm.guest.symbols
     subject = Subject(
         engine=engine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from elftools.elf.sections import SymbolTableSection
 
 from kvmdbg.addr import Gva
 from kvmdbg.arch import X86_64
+from kvmdbg.backend.agent import Abilities, AgentEngine
 from kvmdbg.backend.stub import StubEngine
+from kvmdbg.machine.engines import connect_agent
 from kvmdbg.machine.exitwatch import ExitWatch
+from kvmdbg.machine.preload import NO_PRELOAD, preload
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.qmp import QmpConnection
 
@@ -58,12 +62,14 @@ class LiveVm:
 
     guest: Guest
     process: subprocess.Popen[bytes]
+    qmp: Path
     stub: Path
+    agent: Path
     run_control: QmpRunControl
     monitor: QmpMonitor
 
     async def engine(self, *, direct_memory: bool = True) -> StubEngine:
-        """Open an engine."""
+        """Open the stub engine."""
         return await StubEngine.open(
             self.stub,
             arch=X86_64,
@@ -72,19 +78,42 @@ class LiveVm:
             pid=self.process.pid if direct_memory else None,
         )
 
+    async def agent_engine(self, abilities: Abilities) -> AgentEngine:
+        """Open the agent engine; QEMU was started for it."""
+        return await AgentEngine.open(
+            await connect_agent(self.agent),
+            arch=X86_64,
+            abilities=abilities,
+            monitor=self.monitor,
+            run_control=self.run_control,
+        )
+
+
+_TCG = ("-accel", "tcg")
+_KVM = ("-accel", "kvm", "-cpu", "qemu64,-cx16")
+"""What not every KVM has is not offered."""
+
 
 @contextlib.asynccontextmanager
-async def live_vm(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[LiveVm]:
-    """Start QEMU, with the guest at its first instruction."""
-    stub, qmp = folder / "stub.sock", folder / "qmp.sock"
+async def live_vm(
+    guest: Guest, folder: Path, vcpus: int, *, agent: bool = False
+) -> AsyncIterator[LiveVm]:
+    """Start QEMU, with the guest at its first instruction; with ``agent`` under KVM."""
+    stub, qmp, listening = folder / "stub.sock", folder / "qmp.sock", folder / "agent.sock"
     command = [
         *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-no-shutdown"),
-        *("-accel", "tcg", "-m", "32", "-smp", str(vcpus), "-bios", str(guest.firmware)),
+        *(*(_KVM if agent else _TCG), "-m", "32", "-smp", str(vcpus), "-bios", str(guest.firmware)),
         *("-qmp", f"unix:{qmp},server=on,wait=off"),
         *("-chardev", f"socket,id=stub,path={stub},server=on,wait=off", "-gdb", "chardev:stub"),
     ]
-    # A Popen, as QEMU has to outlive no event loop.
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: ASYNC220
+    with preload(listening) if agent else contextlib.nullcontext(NO_PRELOAD) as inherited:
+        # A Popen, as QEMU has to outlive no event loop.
+        process = subprocess.Popen(  # noqa: ASYNC220
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **inherited.environment},
+            pass_fds=inherited.descriptors,
+        )
     try:
         async with asyncio.timeout(20):
             while not (stub.exists() and qmp.exists()):
@@ -94,7 +123,8 @@ async def live_vm(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[LiveV
         watch = ExitWatch(process.pid)
         run_control = await QmpRunControl.open(connection, watch)
         try:
-            yield LiveVm(guest, process, stub, run_control, QmpMonitor(connection))
+            monitor = QmpMonitor(connection)
+            yield LiveVm(guest, process, qmp, stub, listening, run_control, monitor)
         finally:
             await run_control.close()
             watch.close()

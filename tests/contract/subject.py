@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import pytest
+
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.target.breakpoints import BreakpointSpec
 from kvmdbg.target.capabilities import Engine, RunControl
+from kvmdbg.target.runstate import VmRunState
 from kvmdbg.target.stops import ResumePlan, Stop
+from tests.contract.guest import COPY, IMAGE, LiveVm
 
 BOOT = VcpuIndex(0)
 """The vCPU that all addresses of a :class:`Subject` are about."""
@@ -34,6 +39,14 @@ class Subject:
     last_page: Gva
     """Mapped and unused RAM, at least 4 KiB; nothing is mapped after it."""
     last_page_end: Gva
+    lacks_watch: str = ""
+    """Why this host cannot stop at an access to memory, if so."""
+
+    async def watch(self, spec: BreakpointSpec) -> None:
+        """Insert a watchpoint, or skip the test where this host has none."""
+        if self.lacks_watch:
+            pytest.skip(self.lacks_watch)
+        await self.engine.breakpoints.insert(spec)
 
     async def run(self, plan: ResumePlan | None = None) -> Stop:
         """Run until something stops the VM."""
@@ -68,3 +81,23 @@ async def interrupted(subject: Subject, *, after: float, plan: ResumePlan | None
     await subject.engine.execution.interrupt()
     async with asyncio.timeout(10):
         return await run
+
+
+async def number(subject: Subject, at: Gva) -> int:
+    """The number in the guest's memory at ``at``, 8 bytes."""
+    return int.from_bytes(await subject.engine.memory.read(BOOT, at, 8), "little")
+
+
+async def runs_on(vm: LiveVm) -> bool:
+    """True if the VM is running and its guest makes progress, by QEMU's monitor."""
+    at = vm.guest.symbols["counters"] - IMAGE + COPY
+
+    async def look() -> str:
+        return await vm.monitor.hmp(f"xp /gd {at:#x}")
+
+    before = await look()
+    for _ in range(50):
+        await asyncio.sleep(0.02)
+        if await look() != before:
+            return await vm.run_control.sync() is VmRunState.RUNNING
+    return False

@@ -201,7 +201,8 @@ async def test_a_software_breakpoint_goes_before_a_hardware_one(subject: Subject
 async def test_a_breakpoint_at_a_moved_pc_is_hit_at_once(subject: Subject) -> None:
     await subject.engine.breakpoints.insert(BreakpointSpec(BreakpointKind.SOFTWARE, subject.load))
     await subject.engine.breakpoints.insert(BreakpointSpec(BreakpointKind.SOFTWARE, subject.store))
-    assert (await subject.run()).vcpu == BOOT
+    await subject.set_register("pc", subject.store)
+    assert (await subject.run()).reason == BreakpointHit(BreakpointKind.SOFTWARE, subject.store)
     await subject.set_register("pc", subject.load)
     count = await subject.count()
     assert (await subject.run()).reason == BreakpointHit(BreakpointKind.SOFTWARE, subject.load)
@@ -236,7 +237,7 @@ async def test_a_removed_breakpoint_is_not_hit(subject: Subject) -> None:
 
 @pytest.mark.parametrize("kind", [BreakpointKind.WRITE, BreakpointKind.ACCESS])
 async def test_a_watched_store_stops_after_it(subject: Subject, kind: BreakpointKind) -> None:
-    await subject.engine.breakpoints.insert(BreakpointSpec(kind, subject.counter, 8))
+    await subject.watch(BreakpointSpec(kind, subject.counter, 8))
     for _ in range(3):
         before = await subject.count()
         assert await subject.run() == Stop(BOOT, WatchpointHit(kind, subject.counter))
@@ -246,7 +247,7 @@ async def test_a_watched_store_stops_after_it(subject: Subject, kind: Breakpoint
 
 @pytest.mark.parametrize("kind", [BreakpointKind.READ, BreakpointKind.ACCESS])
 async def test_a_watched_load_stops_after_it(subject: Subject, kind: BreakpointKind) -> None:
-    await subject.engine.breakpoints.insert(BreakpointSpec(kind, subject.shared, 1))
+    await subject.watch(BreakpointSpec(kind, subject.shared, 1))
     for _ in range(3):
         assert await subject.run() == Stop(BOOT, WatchpointHit(kind, subject.shared))
         assert await subject.pc() == subject.loaded
@@ -254,15 +255,13 @@ async def test_a_watched_load_stops_after_it(subject: Subject, kind: BreakpointK
 
 async def test_a_store_within_a_watched_range_names_its_start(subject: Subject) -> None:
     start = Gva(subject.counter - 3)
-    await subject.engine.breakpoints.insert(BreakpointSpec(BreakpointKind.WRITE, start, 4))
+    await subject.watch(BreakpointSpec(BreakpointKind.WRITE, start, 4))
     assert (await subject.run()).reason == WatchpointHit(BreakpointKind.WRITE, start)
 
 
 async def test_a_stepped_store_that_is_watched_is_a_hit(subject: Subject) -> None:
     await subject.set_register("pc", subject.store)
-    await subject.engine.breakpoints.insert(
-        BreakpointSpec(BreakpointKind.WRITE, subject.counter, 8)
-    )
+    await subject.watch(BreakpointSpec(BreakpointKind.WRITE, subject.counter, 8))
     stop = await subject.run(ResumePlan.step(BOOT))
     assert stop == Stop(BOOT, WatchpointHit(BreakpointKind.WRITE, subject.counter))
     assert await subject.pc() == subject.stored
@@ -273,9 +272,7 @@ async def test_a_stepped_store_that_is_watched_is_a_hit(subject: Subject) -> Non
 async def test_a_store_on_the_way_off_a_breakpoint_is_still_watched(subject: Subject) -> None:
     await subject.engine.breakpoints.insert(BreakpointSpec(BreakpointKind.SOFTWARE, subject.store))
     await subject.run()
-    await subject.engine.breakpoints.insert(
-        BreakpointSpec(BreakpointKind.WRITE, subject.counter, 8)
-    )
+    await subject.watch(BreakpointSpec(BreakpointKind.WRITE, subject.counter, 8))
     stop = await subject.run()
     assert stop == Stop(BOOT, WatchpointHit(BreakpointKind.WRITE, subject.counter))
     assert (await subject.run()).reason == BreakpointHit(BreakpointKind.SOFTWARE, subject.store)

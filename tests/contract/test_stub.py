@@ -16,7 +16,7 @@ from kvmdbg.target.runstate import VmRunState
 from kvmdbg.target.stops import Action, BreakpointHit, Paused, ResumePlan, Stepped, Stop
 from tests.contract.conftest import stub_subject
 from tests.contract.guest import COPY, IMAGE, LiveVm
-from tests.contract.subject import BOOT, Subject, interrupted
+from tests.contract.subject import BOOT, Subject, interrupted, number, runs_on
 
 pytestmark = pytest.mark.vm
 
@@ -28,25 +28,6 @@ ONE_VCPU = pytest.mark.parametrize("vcpus", [1], ids=["1 vCPU"])
 @pytest.fixture
 async def subject(vm: LiveVm) -> Subject:
     return await stub_subject(vm)
-
-
-async def number(subject: Subject, at: Gva) -> int:
-    return int.from_bytes(await subject.engine.memory.read(BOOT, at, 8), "little")
-
-
-async def runs_on(vm: LiveVm) -> bool:
-    """True if the VM is running and its guest makes progress, by QEMU's monitor."""
-    at = vm.guest.symbols["counters"] - IMAGE + COPY
-
-    async def look() -> str:
-        return await vm.monitor.hmp(f"xp /gd {at:#x}")
-
-    before = await look()
-    for _ in range(50):
-        await asyncio.sleep(0.02)
-        if await look() != before:
-            return await vm.run_control.sync() is VmRunState.RUNNING
-    return False
 
 
 # --- code and memory -----------------------------------------------------------------------------

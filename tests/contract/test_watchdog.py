@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from kvmdbg.backend.stub import StubEngine, Watchdog, start_watchdog
+from kvmdbg.backend.stub import StubEngine
+from kvmdbg.machine.guard import Rescue, Watchdog, start_watchdog
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.runstate import PERMITS, VmRunState
 from kvmdbg.target.stops import ResumePlan
 from tests.contract.conftest import stub_subject
 from tests.contract.guest import LiveVm
-from tests.contract.subject import BOOT, Subject
-from tests.contract.test_stub import runs_on
+from tests.contract.subject import BOOT, Subject, runs_on
 
 pytestmark = [
     pytest.mark.vm,
@@ -66,7 +66,7 @@ async def owned(vm: LiveVm, tmp_path: Path, orphan_timeout: float) -> AsyncItera
         at = subject.counter if kind.is_watchpoint else subject.load
         await subject.engine.breakpoints.insert(BreakpointSpec(kind, at))
     watchdog = await start_watchdog(
-        vm.stub, process=process, lock=lock, orphan_timeout=orphan_timeout
+        Rescue.stub(vm.stub), process=process, lock=lock, orphan_timeout=orphan_timeout
     )
     yield Owned(vm, subject, watchdog, lock)
     await watchdog.bye()

@@ -63,6 +63,6 @@ async def test_a_second_kvmdbg_finds_the_vm_of_the_first() -> None:
 
 
 async def test_a_vm_that_cannot_be_started_is_one_sentence() -> None:
-    done = await gdb_batch(command.fresh_name(), options="--accel kvm")
+    done = await gdb_batch(command.fresh_name(), options="--accel tcg --engine agent")
     assert done.err.count("kvmdbg: ") == 1, done.err
     assert "Traceback" not in done.err

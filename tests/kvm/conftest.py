@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from kvmdbg.kvm.local import KVM_DEVICE, LocalKvm
+from kvmdbg.kvm.local import KVM_DEVICE, LocalKvm, LocalVm
 from kvmdbg.kvm.probes import SUITE
 from kvmdbg.kvm.suite import PASS
 from kvmdbg.kvm.transport import Transport
 from kvmdbg.machine.hostfacts import collect, device_facts
+from tests.kvm.agent_vm import agent_vm
 
 MATRICES = Path(__file__).parent / "matrices"
 GUEST_LIMIT = 5.0  # seconds
@@ -36,12 +37,21 @@ def kvm() -> Iterator[LocalKvm]:
         yield kvm
 
 
-@pytest.fixture(params=["local"])
-def vm(request: pytest.FixtureRequest, kvm: LocalKvm) -> Iterator[Transport]:
-    """A fresh VM on each transport that there is."""
-    assert request.param == "local"
+@pytest.fixture
+def local_vm(kvm: LocalKvm) -> Iterator[LocalVm]:
+    """A fresh VM of our own process."""
     with SUITE.create_vm(kvm) as vm, coming_back():
         yield vm
+
+
+@pytest.fixture(params=["local", "agent"])
+def vm(request: pytest.FixtureRequest, kvm: LocalKvm, tmp_path: Path) -> Iterator[Transport]:
+    """A fresh VM on each transport that there is."""
+    if request.param == "local":
+        yield request.getfixturevalue("local_vm")
+    else:
+        with agent_vm(tmp_path, GUEST_LIMIT) as vm:
+            yield vm
 
 
 @contextmanager

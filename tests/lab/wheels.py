@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from kvmdbg.images.tools import last_words
 from kvmdbg.progress import Progress
@@ -24,10 +25,16 @@ _NOT_INSIDE = {"vmlinux-to-elf"}
 _FOR_TESTS = ("hypothesis", "meson", "pygdbmi", "pytest", "pytest-asyncio", "pytest-timeout")
 
 
-def wanted() -> list[str]:
-    """The requirements whose wheels, with all they depend on, an L1 has."""
+def wanted(arch: str) -> list[str]:
+    """The requirements whose wheels, with all they depend on, an L1 of that kind has."""
     dependencies: list[str] = tomllib.loads(_PROJECT.read_text())["project"]["dependencies"]
-    ours = [d for d in dependencies if re.split(r"[^\w.-]", d)[0] not in _NOT_INSIDE]
+    ours = [
+        f"{need.name}{need.specifier}"
+        for need in map(Requirement, dependencies)
+        if need.name not in _NOT_INSIDE
+        # pip would ask this machine, not that one.
+        and (need.marker is None or need.marker.evaluate({"platform_machine": arch}))
+    ]
     return [*ours, *_FOR_TESTS]
 
 
@@ -35,7 +42,7 @@ def resolve(arch: str, folder: Path, progress: Progress) -> list[Wheel]:
     """The wheels that pip takes today. Raises LabError."""
     progress.step(f"resolving Python packages for {arch}")
     folder.mkdir(parents=True, exist_ok=True)
-    _pip_download(arch, folder, wanted())
+    _pip_download(arch, folder, wanted(arch))
     return [
         Wheel(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(folder.glob("*.whl"))

@@ -21,7 +21,7 @@ from typing import Any
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.arch import X86_64, Architecture
 from kvmdbg.errors import BreakpointError, MemoryFault, MonitorError, RegisterError, VmGone
-from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec, Placement
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
     Action,
@@ -291,6 +291,9 @@ class FakeBreakpoints:
 
     async def remove(self, spec: BreakpointSpec) -> None:
         self.specs.remove(spec)
+
+    async def describe(self) -> list[Placement]:
+        return [Placement(spec, "a fake") for spec in sorted(self.specs, key=str)]
 
     def at(self, pc: Gva) -> BreakpointHit | None:
         """The hit of a vCPU at ``pc``."""

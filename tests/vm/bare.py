@@ -104,11 +104,13 @@ async def wait_ended(pid: int) -> None:
 
 
 @asynccontextmanager
-async def foreign_qemu(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def foreign_qemu(
+    *arguments: str, accel: str = "tcg"
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A QEMU that kvmdbg knows nothing of, running its firmware."""
     process = await asyncio.create_subprocess_exec(
         "qemu-system-x86_64",
-        *("-display", "none", "-nodefaults", "-accel", "tcg", "-m", "64M"),
+        *("-display", "none", "-nodefaults", "-accel", accel, "-m", "64M"),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmdbg.backend.stub import StubEngine
 from kvmdbg.errors import AttachError, OwnerError, VmAmbiguous
 from kvmdbg.machine.attach import attach_vm
 from kvmdbg.machine.find import find_running, running_vm
@@ -120,7 +121,8 @@ async def test_what_a_killed_kvmdbg_left_is_taken_over(runtime: RuntimeDir, fold
     async with foreign_qemu(*monitor(qmp)) as qemu:
         await wait_listening(qmp)
         first = await attach_vm(runtime, qemu.pid)
-        first.engine._connection.close()
+        assert isinstance(first.engine, StubEngine)
+        first.engine.abandon()
         await first.run_control.close()
         first.process.close()
         first.claim.release()

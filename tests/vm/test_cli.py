@@ -91,8 +91,7 @@ async def test_an_unknown_pid() -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--accel", "kvm"), "kvm"),
-        (("--engine", "agent"), "agent"),
+        (("--accel=tcg", "--engine=agent"), "under tcg: use --engine stub"),
         (("--name", "no/good"), "cannot name a VM"),
         (("--set", "cpus=0"), "cpus: expected a number of vCPUs"),
         (("--set", "colour=red"), "colour: there is no such key"),

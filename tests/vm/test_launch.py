@@ -11,6 +11,7 @@ import pytest
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import X86_64
+from kvmdbg.backend.stub import StubEngine
 from kvmdbg.errors import LaunchError, NotRunning, OwnerError, VmGone
 from kvmdbg.machine.define import Definition
 from kvmdbg.machine.find import find_running, list_vms
@@ -144,7 +145,8 @@ async def test_it_outlives_its_owner_and_is_taken_over(runtime: RuntimeDir) -> N
         found = runtime.vm_of(first.info.process)
         assert found is not None
         # What a killed owner's kernel does: every connection closes.
-        first.engine._connection.close()
+        assert isinstance(first.engine, StubEngine)
+        first.engine.abandon()
         await first.run_control.close()
         first.claim.release()
         second = await take_over(runtime, found[0])

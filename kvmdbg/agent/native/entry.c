@@ -261,7 +261,8 @@ int entry_adopt(const struct agent_adopt *adopt, const struct agent_vcpu *vcpus,
 {
     int error = 0;
 
-    pthread_mutex_lock(&agent.lock);
+    // With the gate shut: a vCPU that was called out must not be back in before KVM has served us.
+    exclude(NULL);
     agent.vm_fd = adopt->vm_fd;
     agent.run_size = adopt->run_size;
     agent.slot_count = 0;
@@ -273,7 +274,6 @@ int entry_adopt(const struct agent_adopt *adopt, const struct agent_vcpu *vcpus,
 
         error = !run ? errno : vcpu_add(vcpus[i].index, vcpus[i].fd, run, vcpus[i].tid);
     }
-    pthread_mutex_unlock(&agent.lock);
     if (!error && !patch((void *)ioctl))
         error = ENOENT;
     for_each_vcpu(vcpu)
@@ -281,6 +281,7 @@ int entry_adopt(const struct agent_adopt *adopt, const struct agent_vcpu *vcpus,
         if (!error)
             call_through(vcpu);
     }
+    readmit(NULL);
     return error;
 }
 

@@ -21,7 +21,8 @@ struct vcpu *vcpu_find(uint32_t index)
     return NULL;
 }
 
-// A vCPU that is known already is known anew: to a second late attach.
+// A vCPU that is known already is known anew, to a second late attach. Its thread may be in KVM_RUN
+// through us since the first, so that the mapping stays.
 int vcpu_add(uint32_t index, int fd, struct kvm_run *run, pid_t thread)
 {
     struct vcpu *vcpu = vcpu_find(index);
@@ -37,9 +38,12 @@ int vcpu_add(uint32_t index, int fd, struct kvm_run *run, pid_t thread)
         vcpu->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (vcpu->wake < 0)
         return errno;
+    if (vcpu->run && vcpu->run != run)
+        munmap(run, agent.run_size);
+    else
+        vcpu->run = run;
     vcpu->index = index;
     vcpu->fd = fd;
-    vcpu->run = run;
     vcpu->thread = thread;
     vcpu->stop = (struct agent_stop){.vcpu = index};
     vcpu->attention = true;
@@ -173,6 +177,15 @@ static struct vcpu *my_vcpu(int fd)
     return mine;
 }
 
+// QEMU sets the run state only with all the others, of a vCPU that it resets or restores: registers
+// that the controller set before are past.
+static void set_run_state(struct vcpu *vcpu)
+{
+    pthread_mutex_lock(&agent.lock);
+    registers_forget(vcpu);
+    pthread_mutex_unlock(&agent.lock);
+}
+
 long intercept(int fd, unsigned request, uintptr_t argument)
 {
     struct vcpu *vcpu;
@@ -191,6 +204,11 @@ long intercept(int fd, unsigned request, uintptr_t argument)
         if (fd == agent.vm_fd)
             return set_region(fd, request, (const void *)argument);
         return kvm->ioctl(fd, request, argument);
+    case KVM_SET_MP_STATE:
+        vcpu = vcpu_of(fd);
+        if (vcpu)
+            set_run_state(vcpu);
+        break;
     default:
         break;
     }

@@ -32,6 +32,7 @@ static struct {
     int offered;  // the next connection, from kvmdbg_agent_attach()
     int far_end;  // of a late attach's socket pair
     bool running;
+    bool leaving; // the thread ends, and takes no more connections
     struct connection connection;
 } service = {.listener = -1, .offered = -1, .far_end = -1};
 
@@ -211,6 +212,7 @@ static int take_offered(void)
     pthread_mutex_lock(&agent.lock);
     fd = service.offered;
     service.offered = -1;
+    service.leaving = fd < 0 && service.listener < 0;
     pthread_mutex_unlock(&agent.lock);
     return fd;
 }
@@ -252,7 +254,7 @@ static void *serve_forever(void *unused)
     pthread_mutex_lock(&agent.lock);
     close(agent.bell);
     close(agent.watch);
-    service.running = false;
+    service.running = service.leaving = false;
     pthread_mutex_unlock(&agent.lock);
     return NULL;
 }
@@ -285,7 +287,9 @@ int service_start(int listener, int connection, int far_end)
     int error = 0;
 
     pthread_mutex_lock(&agent.lock);
-    if (service.running && (listener >= 0 || agent.session || service.offered >= 0)) {
+    if (service.leaving) {
+        error = EAGAIN; // in a moment
+    } else if (service.running && (listener >= 0 || agent.session || service.offered >= 0)) {
         error = EBUSY;
     } else {
         service.offered = connection;

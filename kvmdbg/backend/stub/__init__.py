@@ -7,6 +7,5 @@ see :mod:`.execution` for most of it.
 from __future__ import annotations
 
 from kvmdbg.backend.stub.engine import StubEngine
-from kvmdbg.backend.stub.guard import Watchdog, start_watchdog
 
-__all__ = ["StubEngine", "Watchdog", "start_watchdog"]
+__all__ = ["StubEngine"]

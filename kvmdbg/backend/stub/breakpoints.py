@@ -12,7 +12,7 @@ from kvmdbg.backend.stub.connection import StubConnection, describe
 from kvmdbg.errors import BreakpointError
 from kvmdbg.rsp.client import requests
 from kvmdbg.rsp.stops import Watch
-from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec, Placement
 from kvmdbg.target.stops import BreakpointHit, WatchpointHit
 
 _WATCH_KINDS = {
@@ -56,6 +56,11 @@ class StubBreakpoints:
         if reply != b"OK":
             raise BreakpointError(f"QEMU did not remove the {spec}: {describe(reply)}")
         self._inserted.discard(spec)
+
+    async def describe(self) -> list[Placement]:
+        """See the capability."""
+        ordered = sorted(self._inserted, key=lambda spec: (spec.address, spec.kind.value))
+        return [Placement(spec, "QEMU's stub") for spec in ordered]
 
     async def clear(self) -> None:
         """Remove all."""

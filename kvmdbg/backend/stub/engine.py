@@ -34,7 +34,6 @@ class StubEngine:
 
     def __init__(
         self,
-        socket_path: Path,
         arch: Architecture,
         connection: StubConnection,
         threads: Threads,
@@ -43,8 +42,6 @@ class StubEngine:
         packets: PacketMemory,
         resumption: Resumption,
     ) -> None:
-        self.socket_path = socket_path
-        """QEMU's stub: what a watchdog needs."""
         self._connection = connection
         self._threads = threads
         self._ram = ram
@@ -91,7 +88,7 @@ class StubEngine:
         """
         connection = await StubConnection.open(socket_path)
         try:
-            return await cls._open(socket_path, connection, arch, monitor, run_control, pid)
+            return await cls._open(connection, arch, monitor, run_control, pid)
         except KvmdbgError as error:
             connection.close()
             raise AttachError(f"QEMU's gdbstub at {socket_path} cannot be used: {error}") from error
@@ -102,7 +99,6 @@ class StubEngine:
     @classmethod
     async def _open(
         cls,
-        socket_path: Path,
         connection: StubConnection,
         arch: Architecture,
         monitor: MonitorQuery,
@@ -123,7 +119,7 @@ class StubEngine:
         await resumption.set_step_mode(resumption.masked)
         ram = await DirectRam.find(monitor, pid)
         packets = PacketMemory(connection, packet_size, arch.page_size)
-        return cls(socket_path, arch, connection, threads, registers, ram, packets, resumption)
+        return cls(arch, connection, threads, registers, ram, packets, resumption)
 
     async def close(self) -> None:
         """Take out every breakpoint and hang up: the VM stays stopped, and runs on unharmed when

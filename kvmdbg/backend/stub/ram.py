@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kvmdbg._native import ffi, lib
 from kvmdbg.addr import Gpa, Hva
-from kvmdbg.backend.stub import hmp
+from kvmdbg.backend import hmp
 from kvmdbg.errors import MonitorError
 from kvmdbg.target.capabilities import MonitorQuery
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import Architecture
-from kvmdbg.backend.stub import hmp
+from kvmdbg.backend import hmp
 from kvmdbg.backend.stub.connection import StubConnection, describe
 from kvmdbg.backend.stub.layout import Slot, included, parse_layout, resized
 from kvmdbg.backend.stub.threads import Threads
+from kvmdbg.backend.values import checked_register, register_of
 from kvmdbg.errors import RegisterError, RemoteProtocolError
 from kvmdbg.rsp.client import requests
 from kvmdbg.rsp.octets import from_hex
@@ -62,13 +63,11 @@ class StubRegisters:
 
     async def read_register(self, vcpu: VcpuIndex, number: int) -> bytes | None:
         """See the capability."""
-        if not 0 <= number < len(self._arch.registers):
-            raise RegisterError(f"there is no register {number}")
+        register = register_of(self._arch, number)
         if number < len(self._arch.block):
             return (await self.read_block(vcpu))[number]
         if vcpu not in self._system:
             self._system[vcpu] = await hmp.system_registers(self._monitor, vcpu)
-        register = self._arch.registers[number]
         value = self._system[vcpu].get(register.name)
         return None if value is None else value.to_bytes(register.size, "little")
 
@@ -94,13 +93,7 @@ class StubRegisters:
             raise RegisterError(f"QEMU's gdbstub ignores what is written to {', '.join(ignored)}")
 
     def _check(self, number: int, value: bytes) -> None:
-        if not 0 <= number < len(self._arch.registers):
-            raise RegisterError(f"there is no register {number}")
-        register = self._arch.registers[number]
-        if len(value) != register.size:
-            raise RegisterError(
-                f"register {register.name} has {register.size} bytes, not {len(value)}"
-            )
+        register = checked_register(self._arch, number, value)
         if number >= len(self._arch.block) or self._slots[number] is None:
             raise RegisterError(f"QEMU's gdbstub cannot write {register.name}")
 

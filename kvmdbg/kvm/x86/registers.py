@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from kvmdbg.cstruct import decode_fields
 from kvmdbg.kvm._abi import ffi
 from kvmdbg.kvm.ioctl import Ioctl, Scope, command, getter, setter
-from kvmdbg.kvm.struct import Struct, decode_fields
+from kvmdbg.kvm.struct import Struct
 
 
 @dataclass(frozen=True)

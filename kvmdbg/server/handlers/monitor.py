@@ -11,11 +11,17 @@ from kvmdbg.target.vm import Vm
 
 HELP = """\
 monitor help                    this text
+monitor breakpoints             what became of each: int3, debug register, why not armed
 monitor help COMMAND            QEMU's help on one of its commands
 monitor system_reset            reset the machine; it stays stopped
 monitor qmp COMMAND [JSON]      a QMP command with its arguments, and its result
 monitor COMMAND                 any other is QEMU's own, e.g. monitor info mtree
 """
+
+NO_BREAKPOINTS = (
+    "there are none: gdb takes its own out while the VM is stopped, unless told to "
+    "set breakpoint always-inserted on\n"
+)
 
 _RUNS = "gdb would not know that the VM runs: use gdb's continue"
 _ENDS = "use gdb's kill, or kvmdbg's quit from a shell"
@@ -42,10 +48,22 @@ async def run(client: Client, command: Monitor) -> Outcome:
     if name == "system_reset":
         await client.vm.reset()
         return Printed("the VM was reset\n")
+    if line == "breakpoints":
+        return Printed(await _breakpoints(client.vm))
     if name == "qmp":
         return Printed(await _qmp(client.vm, rest.strip()))
     _check(name)
     return Printed(await client.vm.monitor.hmp(line))
+
+
+async def _breakpoints(vm: Vm) -> str:
+    lines = []
+    for placement, clients in await vm.describe_breakpoints():
+        hits = "" if placement.hits is None else f", hit {placement.hits} times"
+        note = f" ({placement.note})" if placement.note else ""
+        whose = ", ".join(sorted(clients))
+        lines.append(f"{placement.spec}: {placement.how}{hits}{note}; {whose}\n")
+    return "".join(lines) or NO_BREAKPOINTS
 
 
 def _check(name: str) -> None:

@@ -1,5 +1,8 @@
+import re
+
 from kvmdbg.addr import Gpa, Hva, VcpuIndex
-from kvmdbg.backend.stub import hmp
+from kvmdbg.backend import hmp
+from kvmdbg.wire.structs import Slot
 from tests.support.fake_engine import FakeMonitor
 
 MTREE = """\
@@ -55,6 +58,31 @@ async def test_ram_is_what_the_flat_view_of_memory_says_of_its_backends() -> Non
     assert await hmp.memory_ranges(monitor, {"pc.ram"}) == []
 
 
+async def test_slots_are_what_was_given_to_kvm() -> None:
+    monitor = FakeMonitor()
+    monitor.hmp_answers["info mtree -f"] = MTREE
+    assert await hmp.memory_slots(monitor) == []
+    for name in ("pc.ram", "pc.rom", "c0000000"):
+        monitor.hmp_answers["info mtree -f"] = re.sub(
+            rf"{name}$", f"{name} KVM", monitor.hmp_answers["info mtree -f"], flags=re.MULTILINE
+        )
+    for gpa, host in (
+        (0, 0x7F00_0000_0000),
+        (0xC0000, 0x7FAB_0000_0000),
+        (1 << 32, 0x7F00_C000_0000),
+    ):
+        monitor.hmp_answers[f"gpa2hva {gpa:#x}"] = (
+            f"Host virtual address for {gpa:#x} (pc.ram) is {host:#x}\r\n"
+        )
+    assert await hmp.memory_slots(monitor) == [
+        Slot(0, 0, 0, 0xA0000, 0x7F00_0000_0000),
+        Slot(1, 2, 0xC0000, 0x20000, 0x7FAB_0000_0000),
+        Slot(2, 0, 1 << 32, 0x40000000, 0x7F00_C000_0000),
+    ]
+    monitor.hmp_answers["info mtree -f"] = "nothing that is understood"
+    assert await hmp.memory_slots(monitor) == []
+
+
 async def test_host_addresses() -> None:
     monitor = FakeMonitor()
     ram = "Host virtual address for 0x100000 (pc.ram) is 0x7fe6c1500000\r\n"
@@ -84,3 +112,12 @@ async def test_system_registers_of_one_vcpu() -> None:
 
 async def test_a_monitor_that_does_not_know_has_no_registers() -> None:
     assert await hmp.system_registers(FakeMonitor(), VcpuIndex(0)) == {}
+
+
+async def test_device_memory_is_read_by_words() -> None:
+    monitor = FakeMonitor()
+    monitor.hmp_answers["xp /2wx 0xfed00000"] = "00000000fed00000: 0x8086a201 0x00989680\r\n"
+    read = hmp.physical_bytes
+    assert await read(monitor, Gpa(0xFED00001), 5) == bytes.fromhex("a286808096")
+    monitor.hmp_answers["xp /1wx 0xf0000000"] = "00000000f0000000: Cannot access memory\r\n"
+    assert await read(monitor, Gpa(0xF0000000), 4) == b""

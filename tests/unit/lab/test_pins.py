@@ -25,7 +25,7 @@ def test_every_dependency_of_kvmdbg_is_pinned(arch: str) -> None:
         return re.sub(r"[-_.]+", "-", name).lower()
 
     have = {plain(wheel.filename.split("-")[0]) for wheel in read_pins(arch).wheels}
-    assert {plain(re.split(r"[^\w.-]", need)[0]) for need in wheels.wanted()} <= have
+    assert {plain(re.split(r"[^\w.-]", need)[0]) for need in wheels.wanted(arch)} <= have
 
 
 def test_the_outer_qemu_is_a_backport_and_complete() -> None:

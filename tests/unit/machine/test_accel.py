@@ -1,41 +1,83 @@
 """The choice of accelerator and engine."""
 
+import platform
+
 import pytest
 
+from kvmdbg.backend.agent import Abilities
 from kvmdbg.errors import AcceleratorError
-from kvmdbg.machine.accel import choose_accelerator, choose_engine, without_host_cpu
+from kvmdbg.machine.accel import (
+    AGENT,
+    ASKED_FOR,
+    STUB,
+    abilities,
+    choose_accelerator,
+    choose_engine,
+    without_host_cpu,
+)
 from kvmdbg.machine.verdict import Verdict
+
+HERE = platform.machine()
+RIGHT = Verdict(True, "KVM here (AMD SVM) stops guests where it should", ("guests", "cmpxchg16b"))
+DEFECTIVE = Verdict(False, "KVM here (PVM) does not intercept int3", ("guests",))
+MISSING = Verdict(False, "there is no /dev/kvm", ())
 
 
 @pytest.mark.parametrize(
-    ("verdict", "reason"),
+    ("wanted", "verdict", "name", "reason"),
     [
-        (Verdict(False, "there is no /dev/kvm"), "there is no /dev/kvm"),
-        (
-            Verdict(True, "KVM here (AMD SVM) stops guests where it should"),
-            "KVM here (AMD SVM) stops guests where it should, "
-            "but this version has no engine for it yet",
-        ),
+        ("auto", RIGHT, "kvm", RIGHT.reason),
+        ("auto", DEFECTIVE, "tcg", DEFECTIVE.reason),
+        ("auto", MISSING, "tcg", MISSING.reason),
+        ("kvm", RIGHT, "kvm", ASKED_FOR),
+        ("kvm", DEFECTIVE, "kvm", f"asked for, but {DEFECTIVE.reason}"),
+        ("tcg", RIGHT, "tcg", ASKED_FOR),
     ],
 )
-def test_auto_is_tcg_and_says_why(verdict: Verdict, reason: str) -> None:
-    choice = choose_accelerator("auto", lambda: verdict)
-    assert (choice.name, choice.reason) == ("tcg", reason)
+def test_the_accelerator_and_why(wanted: str, verdict: Verdict, name: str, reason: str) -> None:
+    choice = choose_accelerator(wanted, HERE, lambda: verdict)
+    assert (choice.name, choice.reason) == (name, reason)
+    assert choice.processor[:2] == ("-accel", "kvm" if name == "kvm" else "tcg,thread=multi")
+
+
+def test_kvm_that_is_not_there_is_refused() -> None:
+    with pytest.raises(AcceleratorError, match="there is no /dev/kvm: use --accel tcg"):
+        choose_accelerator("kvm", HERE, lambda: MISSING)
+
+
+def test_kvm_is_for_guests_of_its_own_kind() -> None:
+    choice = choose_accelerator("auto", "aarch64", lambda: RIGHT, host="x86_64")
+    assert (choice.name, choice.reason) == ("tcg", "this host is no aarch64")
+    with pytest.raises(AcceleratorError, match="this host is no aarch64"):
+        choose_accelerator("kvm", "aarch64", lambda: RIGHT, host="x86_64")
+
+
+@pytest.mark.skipif(HERE != "x86_64", reason="an instruction of x86")
+def test_what_guests_die_of_is_not_offered() -> None:
+    assert choose_accelerator("kvm", HERE, lambda: RIGHT).processor[-1] == "host"
+    assert choose_accelerator("kvm", HERE, lambda: DEFECTIVE).processor[-1] == "host,-cx16"
 
 
 def test_doctor_is_asked_only_where_it_matters() -> None:
     def never() -> Verdict:
         raise AssertionError
 
-    assert choose_accelerator("tcg", never).name == "tcg"
-    with pytest.raises(AcceleratorError, match="--accel tcg"):
-        choose_accelerator("kvm", never)
+    assert choose_accelerator("tcg", HERE, never).name == "tcg"
 
 
-def test_what_does_not_exist_yet_is_refused() -> None:
-    with pytest.raises(AcceleratorError, match="--engine stub"):
-        choose_engine("agent")
-    assert choose_engine("auto").name == "stub"
+def test_the_agent_is_for_kvm() -> None:
+    assert [choose_engine(wanted, "kvm").name for wanted in ("auto", "agent", "stub")] == [
+        *(AGENT, AGENT, STUB)
+    ]
+    assert [choose_engine(wanted, "tcg").name for wanted in ("auto", "stub")] == [STUB, STUB]
+    with pytest.raises(AcceleratorError, match="under tcg: use --engine stub"):
+        choose_engine("agent", "tcg")
+
+
+def test_abilities_are_doctors_checks() -> None:
+    assert abilities(DEFECTIVE) == Abilities(False, False, False, False)
+    whole = Verdict(True, "fine", ("int3", "user-int3", "write", "resume-flag"))
+    assert abilities(whole) == Abilities(True, True, True, True)
 
 
 def test_host_cpu_becomes_max() -> None:

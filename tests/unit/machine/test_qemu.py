@@ -15,6 +15,8 @@ from kvmdbg.machine.qemu import (
 )
 from kvmdbg.machine.runtime import VmFolder
 
+PROCESSOR = ("-accel", "kvm", "-cpu", "host")
+
 
 def following(argv: list[str], option: str) -> list[str]:
     return [argv[at + 1] for at, argument in enumerate(argv) if argument == option]
@@ -23,8 +25,11 @@ def following(argv: list[str], option: str) -> list[str]:
 def test_arguments_of_a_whole_definition() -> None:
     definition = Definition(memory="1G", cpus=2, append="quiet", kaslr=False)
     files = BootFiles(Path("/k"), Path("/i"), Path("/d.qcow2"))
-    argv = arguments(definition, files, VmFolder(Path("/run/vm")), "demo", ["-device", "x"])
+    argv = arguments(
+        definition, files, VmFolder(Path("/run/vm")), "demo", PROCESSOR, ["-device", "x"]
+    )
     assert following(argv, "-name") == ["guest=demo,debug-threads=on"]
+    assert following(argv, "-accel") == ["kvm"]
     assert following(argv, "-smp") == ["2"]
     assert following(argv, "-m") == ["1G"]
     assert following(argv, "-kernel") == ["/k"]
@@ -38,13 +43,13 @@ def test_arguments_of_a_whole_definition() -> None:
 
 
 def test_a_bare_machine_has_no_kernel_and_no_disk() -> None:
-    argv = arguments(Definition(), BootFiles(), VmFolder(Path("/run/vm")), "bare", [])
+    argv = arguments(Definition(), BootFiles(), VmFolder(Path("/run/vm")), "bare", PROCESSOR, [])
     assert not {"-kernel", "-append", "-initrd", "-drive"} & set(argv)
 
 
 def test_commas_in_paths_are_doubled_and_raw_is_never_probed() -> None:
     files = BootFiles(disk=Path("/a,b.img"))
-    argv = arguments(Definition(), files, VmFolder(Path("/run/v,m")), "x", [])
+    argv = arguments(Definition(), files, VmFolder(Path("/run/v,m")), "x", PROCESSOR, [])
     assert following(argv, "-drive") == ["file=/a,,b.img,format=raw,if=virtio"]
     assert following(argv, "-gdb") == ["unix:/run/v,,m/stub.sock,server=on,wait=off"]
 

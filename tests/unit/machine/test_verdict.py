@@ -11,7 +11,7 @@ from kvmdbg.machine.verdict import Verdict, kvm_verdict, remember
 
 
 def report(kvm: bool = True, results: Results | None = None) -> Report:
-    found: Results = {"kernel-off": "pass"} if results is None else results
+    found: Results = {"kernel-int3": "pass"} if results is None else results
     return Report(0, "usable", "svm", kvm, "it works", (), found, 0.1)
 
 
@@ -34,7 +34,7 @@ def examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Report]:
 
 
 def test_a_host_is_examined_once_a_boot(examined: list[Report], tmp_path: Path) -> None:
-    assert kvm_verdict() == kvm_verdict() == Verdict(True, "it works")
+    assert kvm_verdict() == kvm_verdict() == Verdict(True, "it works", ("int3",))
     assert len(examined) == 1
     (tmp_path / "boot_id").write_text("second\n")
     kvm_verdict()
@@ -58,13 +58,13 @@ def test_a_spoilt_cache_is_none(examined: list[Report], tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_probed_is_not_kept(examined: list[Report], tmp_path: Path) -> None:
-    assert remember(report(results={})) == Verdict(True, "it works")
+    assert remember(report(results={})) == Verdict(True, "it works", ())
     assert not (tmp_path / "cache").exists()
 
 
 def test_without_a_device_nobody_is_asked(examined: list[Report], tmp_path: Path) -> None:
     (tmp_path / "kvm").unlink()
-    assert kvm_verdict() == Verdict(False, f"there is no {tmp_path}/kvm")
+    assert kvm_verdict() == Verdict(False, f"there is no {tmp_path}/kvm", ())
     assert examined == []
 
 

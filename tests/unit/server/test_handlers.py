@@ -292,6 +292,14 @@ async def test_monitor(gdb: RspPeer, host: FakeHost) -> None:
     assert host.fake.run_control.calls == ["reset"]
 
 
+async def test_monitor_breakpoints(gdb: RspPeer, host: FakeHost) -> None:
+    assert "always-inserted" in await gdb.monitor("breakpoints")
+    assert await gdb.ask(b"Z0,%x,1" % CODE) == b"OK"
+    assert await gdb.monitor("breakpoints") == (
+        f"software breakpoint at {CODE:#x}, length 1: a fake; gdb-1\n"
+    )
+
+
 async def test_monitor_qmp(gdb: RspPeer, host: FakeHost) -> None:
     host.fake.monitor.qmp_answers["query-status"] = {"running": False}
     assert await gdb.monitor("qmp query-status") == '{\n  "running": false\n}\n'

@@ -59,18 +59,18 @@ def test_a_struct_that_is_too_short_is_refused() -> None:
     ],
 )
 def test_structs_survive_decoding_and_encoding(kind: type[Struct]) -> None:
-    data = bytes(index * 7 % 251 for index in range(kind.size()))
+    data = bytes(index * 7 % 251 for index in range(kind.sizeof()))
     once = kind.decode(data)
     assert kind.decode(once.encode()) == once
-    assert once != kind.decode(bytes(kind.size()))
+    assert once != kind.decode(bytes(kind.sizeof()))
 
 
 def test_nested_structs_and_arrays() -> None:
-    empty = Sregs.decode(bytes(Sregs.size()))
+    empty = Sregs.decode(bytes(Sregs.sizeof()))
     sregs = Sregs(**{**vars(empty), "cs": Segment(base=1 << 40, limit=0xFFFF, l=1)})
     assert Sregs.decode(sregs.encode()).cs == Segment(base=1 << 40, limit=0xFFFF, l=1)
     assert sregs.interrupt_bitmap == (0, 0, 0, 0)
-    events = VcpuEvents.decode(bytes([1, 14, 1, 0, 2, 0, 0, 0]).ljust(VcpuEvents.size(), b"\0"))
+    events = VcpuEvents.decode(bytes([1, 14, 1, 0, 2, 0, 0, 0]).ljust(VcpuEvents.sizeof(), b"\0"))
     assert (events.exception.nr, events.exception.error_code) == (14, 2)
 
 

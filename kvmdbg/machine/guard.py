@@ -7,10 +7,11 @@ import contextlib
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-from kvmdbg.backend.stub import watchdog
+from kvmdbg.machine import watchdog
 
 BYE_TIMEOUT = 2.0
 
@@ -27,6 +28,25 @@ class Process(Protocol):
     def start_time(self) -> int:
         """When it started."""
         ...
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """How the guest is restored when the owner was killed, and over which socket of QEMU's."""
+
+    kind: str
+    socket: str
+
+    @classmethod
+    def stub(cls, socket: Path) -> Self:
+        """By QEMU's stub, which drops every breakpoint and lets the guest run on."""
+        return cls(watchdog.BY_STUB, str(socket))
+
+    @classmethod
+    def monitor(cls, socket: str) -> Self:
+        """By a QMP monitor: the agent cleans up by itself, and QEMU has to let the guest run on.
+        An abstract socket's path starts with a NUL."""
+        return cls(watchdog.BY_MONITOR, socket.replace("\0", watchdog.ABSTRACT, 1))
 
 
 class Watchdog:
@@ -57,11 +77,11 @@ class Watchdog:
 
 
 async def start_watchdog(
-    socket_path: Path, *, process: Process, lock: Path, orphan_timeout: float
+    rescue: Rescue, *, process: Process, lock: Path, orphan_timeout: float
 ) -> Watchdog:
     """Guard QEMU's ``process`` against the end of ours.
 
-    ``socket_path`` is its stub's, ``lock`` the file that an owner holds by flock(2).
+    ``lock`` is the file that an owner holds by flock(2).
     ``orphan_timeout``: seconds without an owner after which QEMU is ended; 0 for never.
     """
     reading, writing = os.pipe()
@@ -71,7 +91,7 @@ async def start_watchdog(
             [
                 sys.executable,
                 *("-I", "-S", watchdog.__file__),
-                *(str(socket_path), str(process.pid), str(process.start_time)),
+                *(rescue.kind, rescue.socket, str(process.pid), str(process.start_time)),
                 *(str(lock), str(orphan_timeout), str(reading)),
             ],
             pass_fds=(reading,),

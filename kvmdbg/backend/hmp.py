@@ -2,7 +2,7 @@
 
 All reading of monitor text is here, and tolerant: what is not understood is absent, and the engine
 does without it. Sources: QEMU's ``softmmu/memory.c`` (``info mtree -f``), ``monitor/misc.c``
-(``gpa2hva``), ``target/i386/cpu-dump.c`` (``info registers``).
+(``gpa2hva``, ``xp``), ``target/i386/cpu-dump.c`` (``info registers``).
 """
 
 from __future__ import annotations
@@ -13,25 +13,49 @@ from collections.abc import Collection
 from kvmdbg.addr import Gpa, Hva, VcpuIndex
 from kvmdbg.errors import MonitorError
 from kvmdbg.target.capabilities import MonitorQuery
+from kvmdbg.wire.structs import Slot
 
 _RANGE = re.compile(r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ram\): (\S+)", re.MULTILINE)
+_SLOT = re.compile(
+    r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): .* KVM\s*$", re.MULTILINE
+)
+_READONLY = 2  # KVM_MEM_READONLY
 _HVA = re.compile(r" is (0x[0-9a-f]+)")
 _CPU = re.compile(r"^CPU#(\d+)", re.MULTILINE)
 _DEBUG_REGISTER = re.compile(r"\b(DR[0-7]) ?=([0-9a-f]+)")
 _TABLE = re.compile(r"^(GDT|IDT) ?= *([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
+_WORD = 4
+_WORDS = re.compile(r"(?<= )0x([0-9a-f]{8})\b")
 _SELECTOR = re.compile(r"^(LDT|TR) ?= *[0-9a-f]{4} ([0-9a-f]+) [0-9a-f]+", re.MULTILINE)
 
 
 async def memory_ranges(monitor: MonitorQuery, backends: Collection[str]) -> list[tuple[Gpa, int]]:
     """Guest RAM out of the memory ``backends``: first GPA and length in bytes of each range."""
+    return [
+        (Gpa(int(first, 16)), int(last, 16) - int(first, 16) + 1)
+        for first, last, name in _RANGE.findall(await _memory_view(monitor))
+        if name in backends
+    ]
+
+
+async def memory_slots(monitor: MonitorQuery) -> list[Slot]:
+    """What QEMU has given to KVM as the guest's memory; numbered anew: KVM's are not told."""
+    slots: list[Slot] = []
+    for first, last, kind in _SLOT.findall(await _memory_view(monitor)):
+        gpa = Gpa(int(first, 16))
+        host = await host_address(monitor, gpa)
+        if host is not None:
+            flags = 0 if kind == "ram" else _READONLY
+            slots.append(Slot(len(slots), flags, gpa, int(last, 16) - gpa + 1, host))
+    return slots
+
+
+async def _memory_view(monitor: MonitorQuery) -> str:
+    """The flat view of memory as vCPUs see it, outside of system management mode."""
     for view in (await monitor.hmp("info mtree -f")).split("FlatView #"):
         if re.search(r'AS "memory"', view):
-            return [
-                (Gpa(int(first, 16)), int(last, 16) - int(first, 16) + 1)
-                for first, last, name in _RANGE.findall(view)
-                if name in backends
-            ]
-    return []
+            return view
+    return ""
 
 
 async def host_address(monitor: MonitorQuery, address: Gpa) -> Hva | None:
@@ -54,3 +78,15 @@ async def system_registers(monitor: MonitorQuery, vcpu: VcpuIndex) -> dict[str, 
     for name, base in _SELECTOR.findall(text):
         values["ldtr_base" if name == "LDT" else "tr_base"] = int(base, 16)
     return values
+
+
+async def physical_bytes(monitor: MonitorQuery, address: Gpa, length: int) -> bytes:
+    """Up to ``length`` bytes of physical memory, device memory too; none where there is none.
+
+    Many devices answer to whole words only.
+    """
+    before = address % _WORD
+    count = -(-(before + length) // _WORD)
+    text = await monitor.hmp(f"xp /{count}wx {address - before:#x}")
+    words = [int(word, 16) for word in _WORDS.findall(text)]
+    return b"".join(word.to_bytes(_WORD, "little") for word in words)[before : before + length]

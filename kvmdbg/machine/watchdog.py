@@ -1,22 +1,29 @@
 """A process of its own that cleans up when the owner of a VM is killed.
 
-Run as a file, ``python -I -S watchdog.py SOCKET PID START_TIME LOCK ORPHAN_TIMEOUT FD``; it imports
-little, so that it is there within 20 ms. FD is a pipe: ``bye`` says that the owner left in good
-order, an end without it that it was killed. Then QEMU's stub is told to drop every breakpoint and
-to let the guest run on; and a VM that nobody takes over in ORPHAN_TIMEOUT seconds (0: ever) is
-ended.
+Run as a file, ``python -I -S watchdog.py KIND SOCKET PID START_TIME LOCK ORPHAN_TIMEOUT FD``; it
+imports little, so that it is there within 20 ms. FD is a pipe: ``bye`` says that the owner left in
+good order, an end without it that it was killed. Then QEMU is made to let the guest run on: by its
+stub, which first drops every breakpoint, or by its monitor where an agent inside QEMU takes out its
+own. A VM that nobody takes over in ORPHAN_TIMEOUT seconds (0: ever) is ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import select
 import signal
 import socket
 import sys
 import time
+
+BY_STUB, BY_MONITOR = "stub", "monitor"
+"""KIND: what SOCKET is."""
+
+ABSTRACT = "@"
+"""Stands for the NUL with which an abstract socket's path starts."""
 
 RESCUE_TIMEOUT = 15.0
 """Seconds to try: QEMU may be busy, or not yet know that the owner has gone."""
@@ -72,7 +79,7 @@ class Stub:
         self._unread += data
 
 
-def rescue(path: str) -> None:
+def rescue_by_stub(path: str) -> None:
     """Leave the guest running without a trace of us. Connecting stops it. Raises OSError."""
     stub = Stub(path)
     try:
@@ -97,6 +104,38 @@ def rescue(path: str) -> None:
         stub.reply()
     finally:
         stub.close()
+
+
+STOPPED = ("paused", "debug", "prelaunch")
+"""Run states in which a debugger may have left the VM, and from which it runs on."""
+
+
+def rescue_by_monitor(path: str) -> None:
+    """Leave the guest running. Raises OSError."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(ANSWER_TIMEOUT)
+        monitor.connect(path.replace(ABSTRACT, "\0", 1) if path.startswith(ABSTRACT) else path)
+        lines = monitor.makefile("rb")
+        lines.readline()  # its greeting
+        execute(monitor, lines, "qmp_capabilities")
+        if execute(monitor, lines, "query-status").get("status") in STOPPED:
+            execute(monitor, lines, "cont")
+
+
+def execute(monitor: socket.socket, lines: io.BufferedReader, command: str) -> dict[str, object]:
+    """A QMP command's result; an error's is empty. Events are passed over. Raises OSError."""
+    import json  # slow, and hardly ever needed
+
+    monitor.sendall(json.dumps({"execute": command}).encode() + b"\n")
+    while line := lines.readline():
+        said = json.loads(line)
+        if "return" in said or "error" in said:
+            result: dict[str, object] = said.get("return", {})
+            return result
+    raise ConnectionResetError
+
+
+RESCUES = {BY_STUB: rescue_by_stub, BY_MONITOR: rescue_by_monitor}
 
 
 class Qemu:
@@ -153,7 +192,7 @@ def wait_lock(path: str) -> int | None:
     return held
 
 
-def clean_up(path: str, lock: str, qemu: Qemu) -> bool:
+def clean_up(kind: str, path: str, lock: str, qemu: Qemu) -> bool:
     """Rescue, again and again until it works; False if somebody else has taken over."""
     held = wait_lock(lock)
     if held is None:
@@ -162,7 +201,7 @@ def clean_up(path: str, lock: str, qemu: Qemu) -> bool:
     try:
         while time.monotonic() < deadline:
             try:
-                rescue(path)
+                RESCUES[kind](path)
             except OSError:
                 if qemu.ends_within(0.2):
                     break
@@ -188,13 +227,15 @@ def end_orphan(lock: str, qemu: Qemu, timeout: float) -> None:
             os.close(held)
 
 
-def main(path: str, pid: str, start_time: str, lock: str, orphan_timeout: str, fd: str) -> None:
+def main(
+    kind: str, path: str, pid: str, start_time: str, lock: str, orphan_timeout: str, fd: str
+) -> None:
     """Guard one VM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         qemu = Qemu(int(pid), int(start_time))
-        if not owner_was_killed(int(fd), qemu) or not clean_up(path, lock, qemu):
+        if not owner_was_killed(int(fd), qemu) or not clean_up(kind, path, lock, qemu):
             return
         if float(orphan_timeout) > 0:
             end_orphan(lock, qemu, float(orphan_timeout))

@@ -1,0 +1,121 @@
+"""A stock QEMU under the host's KVM that knows nothing of kvmdbg, and an agent brought into it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmdbg.agent.client import AgentClient
+from kvmdbg.agent.late import attach
+from kvmdbg.agent.process import Process
+from kvmdbg.backend.hmp import memory_slots
+from kvmdbg.errors import MonitorError
+from kvmdbg.machine.runcontrol import QmpMonitor
+from kvmdbg.qmp import QmpConnection
+from tests.contract.guest import COPY, IMAGE, Guest
+
+# What the host's KVM may not have, the guest does not need.
+_CPU = "qemu64,-cx16"
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What an agent must not leave behind in a process: open files and threads."""
+
+    descriptors: dict[int, str]
+    threads: list[int]
+
+    @classmethod
+    def of(cls, pid: int) -> Traces:
+        process = Process(pid)
+        return cls(process.descriptors(), process.threads())
+
+
+@dataclass
+class Qemu:
+    """A QEMU that runs the contract's guest."""
+
+    guest: Guest
+    process: subprocess.Popen[bytes]
+    monitor: QmpConnection
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def attach(self) -> AgentClient:
+        """Bring the agent in."""
+        cpus = await self.monitor.execute("query-cpus-fast")
+        slots = await memory_slots(QmpMonitor(self.monitor))
+        return await attach(self.pid, [cpu["thread-id"] for cpu in cpus], slots)
+
+    async def wait_traces(self, expected: Traces) -> None:
+        """Wait until nothing is left of an agent. What it closes, it closes after hanging up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while Traces.of(self.pid) != expected:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        assert Traces.of(self.pid) == expected
+
+    async def ticks(self) -> int:
+        """How many timer interrupts the guest has taken."""
+        address = self.guest.symbols["ticks"] - IMAGE + COPY
+        text = await QmpMonitor(self.monitor).hmp(f"xp /1gx {address:#x}")
+        return int(text.split(":")[1], 16)
+
+    async def wait_running(self) -> None:
+        """Wait until the guest has taken one more."""
+        before = await self.ticks()
+        async with asyncio.timeout(10):
+            while await self.ticks() == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    def memory_kib(self) -> int:
+        """Resident memory that is not the guest's (its RAM is a mapping of its own)."""
+        match = re.search(
+            r"^Private_Dirty: +(\d+)", Path(f"/proc/{self.pid}/smaps_rollup").read_text(), re.M
+        )
+        assert match is not None
+        return int(match[1])
+
+
+@contextlib.asynccontextmanager
+async def stock_qemu(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[Qemu]:
+    """Start it, and wait until its guest takes timer interrupts."""
+    path = folder / "qmp.sock"
+    command = [
+        *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-shutdown"),
+        *("-accel", "kvm", "-cpu", _CPU, "-m", "32", "-smp", str(vcpus)),
+        *("-bios", os.fspath(guest.firmware), "-sandbox", _SANDBOX),
+        *("-qmp", f"unix:{path},server=on,wait=off"),
+    ]
+    process = subprocess.Popen(  # noqa: ASYNC220
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        qemu = Qemu(guest, process, await _connect(process, path))
+        try:
+            await qemu.wait_running()
+            yield qemu
+        finally:
+            await qemu.monitor.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _connect(process: subprocess.Popen[bytes], path: Path) -> QmpConnection:
+    async with asyncio.timeout(20):
+        while True:
+            assert process.poll() is None, "QEMU did not start"
+            try:
+                return await QmpConnection.connect(path)
+            except MonitorError:
+                await asyncio.sleep(0.02)

@@ -1,0 +1,253 @@
+"""What the agent engine does beyond the contract, on the host's KVM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.backend.agent import Abilities
+from kvmdbg.errors import BreakpointError, VmGone
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
+from kvmdbg.target.runstate import VmRunState
+from kvmdbg.target.stops import (
+    Action,
+    BreakpointHit,
+    Paused,
+    ResumePlan,
+    Stepped,
+    Stop,
+    WatchpointHit,
+)
+from tests.contract.conftest import agent_subject, kvm_abilities
+from tests.contract.guest import COPY, IMAGE, Guest, LiveVm, live_vm
+from tests.contract.subject import BOOT, Subject, interrupted, number, runs_on
+
+pytestmark = pytest.mark.vm
+
+OTHER = VcpuIndex(1)
+TWO_VCPUS = pytest.mark.parametrize("vcpus", [2], ids=["2 vCPUs"])
+ONE_VCPU = pytest.mark.parametrize("vcpus", [1], ids=["1 vCPU"])
+SOFTWARE, HARDWARE = BreakpointKind.SOFTWARE, BreakpointKind.HARDWARE
+
+
+@pytest.fixture
+def found() -> Abilities:
+    return kvm_abilities()
+
+
+@pytest.fixture
+async def vm(found: Abilities, guest: Guest, tmp_path: Path, vcpus: int) -> AsyncIterator[LiveVm]:
+    async with live_vm(guest, tmp_path, vcpus, agent=True) as vm:
+        yield vm
+
+
+@pytest.fixture
+async def subject(vm: LiveVm, found: Abilities) -> Subject:
+    return await agent_subject(vm, found)
+
+
+def needs_int3(found: Abilities) -> None:
+    if not found.kernel_int3:
+        pytest.skip("the host's KVM hands us no int3 of ring 0")
+
+
+# --- memory and registers ------------------------------------------------------------------------
+
+
+async def test_code_that_was_written_is_executed(vm: LiveVm, subject: Subject) -> None:
+    at = vm.guest.symbols
+    assert await number(subject, at["result"]) == 0x11
+    await subject.engine.memory.write(BOOT, Gva(at["answer"] + 1), b"\x22")
+    await interrupted(subject, after=0.05)
+    assert await number(subject, at["result"]) == 0x22
+
+
+@ONE_VCPU
+async def test_memory_that_is_no_ram_is_read_too(vm: LiveVm, subject: Subject) -> None:
+    """The firmware below 1 MiB, and the identity of the HPET."""
+    firmware = vm.guest.firmware.read_bytes()
+    assert await subject.engine.memory.read(BOOT, Gva(0xF0000), 0x10000) == firmware
+    assert await subject.engine.physical.read(Gpa(0xFED00000), 4) == bytes.fromhex("01a28680")
+
+
+async def test_a_breakpoint_is_not_seen_in_memory(
+    vm: LiveVm, subject: Subject, found: Abilities
+) -> None:
+    needs_int3(found)
+    at = subject.store
+    before = await subject.engine.memory.read(BOOT, at, 8)
+    await subject.engine.breakpoints.insert(BreakpointSpec(SOFTWARE, at))
+    assert await subject.engine.memory.read(BOOT, at, 8) == before
+    assert await subject.engine.physical.read(Gpa(at - IMAGE + COPY), 8) == before
+    assert "0xcc" in await vm.monitor.hmp(f"xp /1bx {at - IMAGE + COPY:#x}")
+
+
+async def test_system_registers(vm: LiveVm, subject: Subject) -> None:
+    for vcpu in subject.engine.vcpus:
+        assert await subject.register("dr1", vcpu) == 0x1234
+        assert await subject.register("idtr_base", vcpu) == vm.guest.symbols["idt"]
+    assert await subject.register("cr3") == 0x1000
+    assert await subject.register("efer") & 0x500 == 0x500
+
+
+async def test_what_was_written_is_not_lost_to_qemus_own_copy(vm: LiveVm, subject: Subject) -> None:
+    await vm.monitor.hmp("info registers")
+    await subject.set_register("r15", 0x1234_5678)
+    await vm.monitor.hmp("info registers")
+    await subject.set_register("r14", 0x8765_4321)
+    await interrupted(subject, after=0.02)
+    assert await subject.register("r15") == 0x1234_5678
+    assert await subject.register("r14") == 0x8765_4321
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+async def test_no_step_ends_up_in_an_interrupt_handler(vm: LiveVm, subject: Subject) -> None:
+    at = vm.guest.symbols
+    loop, answer = range(at["loop"], at["other"]), range(at["answer"], at["halting"])
+    for _ in range(100):
+        await subject.run(ResumePlan.step(BOOT))
+        pc = await subject.pc()
+        assert pc in loop or pc in answer
+    ticks = await number(subject, at["ticks"])
+    await interrupted(subject, after=0.05)
+    assert await number(subject, at["ticks"]) > ticks
+
+
+async def test_a_halted_guest_is_interrupted(vm: LiveVm, subject: Subject) -> None:
+    await subject.engine.memory.write(BOOT, vm.guest.symbols["halt"], b"\x01")
+    await subject.set_register("eflags", 2)  # no interrupt ends the HLT
+    assert (await interrupted(subject, after=0.05)).reason == Paused()
+    assert await subject.pc() == vm.guest.symbols["halted"]
+
+
+@TWO_VCPUS
+async def test_a_step_that_another_vcpus_hit_forestalled_leaves_no_trace(
+    vm: LiveVm, subject: Subject
+) -> None:
+    await subject.engine.memory.write(BOOT, vm.guest.symbols["halt"], b"\x01")
+    await subject.set_register("eflags", 2)
+    await interrupted(subject, after=0.05)  # vCPU 0 halts, and no step of it ends
+    spec = BreakpointSpec(HARDWARE, vm.guest.symbols["other"])
+    await subject.engine.breakpoints.insert(spec)
+    hit = Stop(OTHER, BreakpointHit(HARDWARE, spec.address))
+    assert await subject.run(ResumePlan.step(BOOT, others=Action.CONTINUE)) == hit
+    await subject.engine.breakpoints.remove(spec)
+    assert (await interrupted(subject, after=0.05)).reason == Paused()
+    assert await subject.pc() == vm.guest.symbols["halted"]
+
+
+# --- breakpoints ---------------------------------------------------------------------------------
+
+
+async def test_there_is_room_for_many_breakpoints(
+    vm: LiveVm, subject: Subject, found: Abilities
+) -> None:
+    needs_int3(found)
+    for kind in (SOFTWARE, HARDWARE):
+        for n in range(20):
+            address = Gva(vm.guest.symbols["stacks"] - 0x800 + 8 * n)
+            await subject.engine.breakpoints.insert(BreakpointSpec(kind, address, 1))
+    await subject.engine.breakpoints.insert(BreakpointSpec(HARDWARE, subject.load))
+    assert (await subject.run()).reason == BreakpointHit(HARDWARE, subject.load)
+
+
+async def test_without_int3_the_fifth_breakpoint_is_refused_in_words(
+    vm: LiveVm, subject: Subject, found: Abilities
+) -> None:
+    if found.kernel_int3:
+        pytest.skip("the host's KVM has int3")
+    for n in range(4):
+        await subject.engine.breakpoints.insert(BreakpointSpec(SOFTWARE, Gva(subject.store + n)))
+    with pytest.raises(BreakpointError, match=r"hands us no int3 .* held by the software"):
+        await subject.engine.breakpoints.insert(BreakpointSpec(SOFTWARE, subject.load))
+    assert {p.how.split()[0] for p in await subject.engine.breakpoints.describe()} == {"debug"}
+
+
+async def test_breakpoints_survive_a_reset_of_the_running_vm(vm: LiveVm, subject: Subject) -> None:
+    high = vm.guest.symbols["high"]
+    await subject.engine.breakpoints.insert(BreakpointSpec(SOFTWARE, high))
+    run = asyncio.create_task(subject.run())
+    await asyncio.sleep(0.02)
+    await vm.run_control.reset()
+    subject.engine.execution.forget()
+    async with asyncio.timeout(5):
+        assert (await run).reason == BreakpointHit(SOFTWARE, high)
+
+
+async def test_a_watchpoint_for_reads_does_not_tell_of_writes(vm: LiveVm, subject: Subject) -> None:
+    result = vm.guest.symbols["result"]
+    await subject.watch(BreakpointSpec(BreakpointKind.READ, result, 8))
+    before = await subject.count()
+    assert (await interrupted(subject, after=0.1)).reason == Paused()
+    assert await subject.count() > before
+    spec = BreakpointSpec(BreakpointKind.READ, subject.shared, 8)
+    await subject.engine.breakpoints.insert(spec)
+    assert await subject.run() == Stop(BOOT, WatchpointHit(spec.kind, spec.address))
+
+
+@TWO_VCPUS
+async def test_no_hit_of_a_watchpoint_is_lost_to_another_vcpus_stop(
+    vm: LiveVm, subject: Subject
+) -> None:
+    """Each vCPU's count of its rounds is watched: every single one is told."""
+    counters = vm.guest.symbols["counters"]
+    specs = {
+        vcpu: BreakpointSpec(BreakpointKind.WRITE, Gva(counters + 8 * vcpu), 8)
+        for vcpu in subject.engine.vcpus
+    }
+    for spec in specs.values():
+        await subject.watch(spec)
+    before = {vcpu: await number(subject, spec.address) for vcpu, spec in specs.items()}
+    told = dict.fromkeys(specs, 0)
+    for _ in range(50):
+        stop = await subject.run()
+        assert stop.reason == WatchpointHit(BreakpointKind.WRITE, specs[stop.vcpu].address)
+        told[stop.vcpu] += 1
+    for vcpu, spec in specs.items():
+        missing = await number(subject, spec.address) - before[vcpu] - told[vcpu]
+        assert missing in (0, 1), "one may wait to be told"
+
+
+# --- coming and going ----------------------------------------------------------------------------
+
+
+async def test_closing_leaves_the_vm_stopped_and_free_of_breakpoints(
+    vm: LiveVm, subject: Subject
+) -> None:
+    for kind, at in ((SOFTWARE, subject.load), (HARDWARE, subject.store)):
+        await subject.engine.breakpoints.insert(BreakpointSpec(kind, at))
+    await subject.run()
+    await subject.engine.close()
+    assert await vm.run_control.sync() is VmRunState.PAUSED
+    await vm.run_control.cont()
+    assert await runs_on(vm)
+
+
+async def test_what_a_dropped_engine_left_is_gone_with_the_next(
+    vm: LiveVm, subject: Subject, found: Abilities
+) -> None:
+    await subject.engine.breakpoints.insert(BreakpointSpec(SOFTWARE, subject.load))
+    await subject.run()
+    await subject.engine.close()
+    subject.engine = await vm.agent_engine(found)
+    assert (await interrupted(subject, after=0.05)).reason == Paused()
+    assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
+
+
+async def test_a_killed_qemu_is_gone(vm: LiveVm, subject: Subject) -> None:
+    run = asyncio.create_task(subject.run())
+    await asyncio.sleep(0.02)
+    vm.process.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(5):
+        with pytest.raises(VmGone):
+            await run
+    with pytest.raises(VmGone):
+        await subject.engine.registers.read_block(BOOT)
+    await subject.engine.close()
