@@ -99,7 +99,7 @@ static long set_region(int fd, unsigned request, const struct kvm_userspace_memo
     long result;
 
     pthread_mutex_lock(&agent.lock);
-    affected = have_software_points();
+    affected = points_in(0, UINT64_MAX);
     if (affected) {
         pthread_mutex_unlock(&agent.lock);
         exclude(NULL);

@@ -11,7 +11,7 @@ struct pending {
     unsigned request;
     uint64_t number; // of a listed register
     uint32_t size;
-    uint8_t payload[];
+    _Alignas(8) uint8_t payload[];
 };
 
 static const struct register_ioctl *find(unsigned request)
@@ -131,12 +131,41 @@ static void listed(struct vcpu *vcpu, const struct register_ioctl *kind, bool se
         memcpy((void *)(uintptr_t)one->addr, pending->payload, pending->size);
 }
 
+// A step that was going on is over when the controller moves pc.
+static int64_t set_registers(struct vcpu *vcpu, const struct register_ioctl *kind, uint8_t *payload,
+                             uint32_t size)
+{
+    struct location before = {0}, after = {0};
+    int64_t result;
+
+    arch_location(vcpu, &before);
+    result = kvm->ioctl(vcpu->fd, kind->set, (uintptr_t)payload);
+    arch_location(vcpu, &after);
+    vcpu->stepped |= before.pc != after.pc;
+    if (result >= 0 && kind->listed)
+        listed(vcpu, kind, true, payload, size);
+    else if (result >= 0)
+        remember(vcpu, kind->set, 0, payload, size);
+    return result;
+}
+
+static int64_t get_registers(struct vcpu *vcpu, const struct register_ioctl *kind, unsigned request,
+                             uint8_t *payload, uint32_t size)
+{
+    const struct pending *pending = *find_pending(vcpu, kind->set, 0);
+    int64_t result = kvm->ioctl(vcpu->fd, request, (uintptr_t)payload);
+
+    if (result >= 0 && kind->listed)
+        listed(vcpu, kind, false, payload, size);
+    else if (result >= 0 && pending)
+        memcpy(payload, pending->payload, pending->size < size ? pending->size : size);
+    return result;
+}
+
 int64_t vcpu_ioctl(struct vcpu *vcpu, unsigned request, uintptr_t argument, uint8_t *payload,
                    uint32_t size)
 {
     const struct register_ioctl *kind = find(request);
-    struct pending *pending;
-    int64_t result;
 
     if (request == KVM_RUN)
         return -EPERM;
@@ -147,17 +176,9 @@ int64_t vcpu_ioctl(struct vcpu *vcpu, unsigned request, uintptr_t argument, uint
         vcpu->debug_stale = true;
         return -run_apply_debug(vcpu);
     }
-    result = kvm->ioctl(vcpu->fd, request, size ? (uintptr_t)payload : argument);
-    if (result < 0 || !kind || !size)
-        return result;
-    if (kind->listed) {
-        listed(vcpu, kind, request == kind->set, payload, size);
-    } else if (request == kind->set) {
-        remember(vcpu, request, 0, payload, size);
-    } else {
-        pending = *find_pending(vcpu, kind->set, 0);
-        if (pending)
-            memcpy(payload, pending->payload, pending->size < size ? pending->size : size);
-    }
-    return result;
+    if (kind && size && request == kind->set)
+        return set_registers(vcpu, kind, payload, size);
+    if (kind && size)
+        return get_registers(vcpu, kind, request, payload, size);
+    return kvm->ioctl(vcpu->fd, request, size ? (uintptr_t)payload : argument);
 }

@@ -74,15 +74,15 @@ static bool is_64bit(const struct kvm_sregs *sregs)
     return sregs->efer & EFER_LMA && sregs->cs.l;
 }
 
-int arch_location(struct vcpu *vcpu, uint64_t *pc, uint64_t *sp)
+int arch_location(struct vcpu *vcpu, struct location *location)
 {
     struct kvm_regs regs;
     struct kvm_sregs sregs;
 
     if (get(vcpu, KVM_GET_REGS, &regs) < 0 || get(vcpu, KVM_GET_SREGS, &sregs) < 0)
         return EIO;
-    *pc = is_64bit(&sregs) ? regs.rip : (uint32_t)(regs.rip + sregs.cs.base);
-    *sp = regs.rsp;
+    location->pc = is_64bit(&sregs) ? regs.rip : (uint32_t)(regs.rip + sregs.cs.base);
+    location->sp = regs.rsp;
     return 0;
 }
 
@@ -191,8 +191,8 @@ static void arm_registers(const struct vcpu *vcpu, struct kvm_guest_debug *debug
         debug->arch.debugreg[point->info.debug_register] = point->info.address;
         dr7 |= dr7_of(point);
     }
-    // OVER_ASTRAY: no register, only to see #DB. KVM_GUESTDBG_SINGLESTEP would set TF anew, here.
-    if (dr7 || vcpu->over == OVER_ASTRAY) {
+    // Astray: no register, only to see #DB. KVM_GUESTDBG_SINGLESTEP would set TF anew, here.
+    if (dr7 || vcpu->astray) {
         debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
         debug->arch.debugreg[7] = dr7 | DR7_FIXED;
     } else if (vcpu->qemu_debug.control & KVM_GUESTDBG_USE_HW_BP) {
@@ -209,13 +209,14 @@ void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
     *debug = vcpu->qemu_debug;
     if (in_mode(AGENT_RAW_EXITS))
         *debug = vcpu->raw_debug;
-    if (!agent.session || in_mode(AGENT_RAW_EXITS))
+    // A step's TF outlives the session that asked for it.
+    if (in_mode(AGENT_RAW_EXITS) || (!agent.session && !vcpu->astray))
         return;
     *debug = (struct kvm_guest_debug){.control = vcpu->qemu_debug.control & merged};
     if (have_software_points())
         debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
     arm_registers(vcpu, debug);
-    if (vcpu->over == OVER_ASTRAY || !(step || vcpu->over == OVER_STEPPING))
+    if (!step && vcpu->over != OVER_STEPPING)
         return;
     debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
     if (agent.blockirq && !(vcpu->action_flags & AGENT_LET_IRQ))
