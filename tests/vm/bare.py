@@ -104,10 +104,12 @@ async def wait_ended(pid: int) -> None:
 
 
 @asynccontextmanager
-async def foreign_qemu(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def foreign_qemu(
+    *arguments: str, program: str = "qemu-system-x86_64"
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A QEMU that kvmdbg knows nothing of, running its firmware."""
     process = await asyncio.create_subprocess_exec(
-        "qemu-system-x86_64",
+        program,
         *("-display", "none", "-nodefaults", "-accel", "tcg", "-m", "64M"),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
