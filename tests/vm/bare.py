@@ -105,11 +105,11 @@ async def wait_ended(pid: int) -> None:
 
 @asynccontextmanager
 async def foreign_qemu(
-    *arguments: str, accel: str = "tcg"
+    *arguments: str, accel: str = "tcg", program: str = "qemu-system-x86_64"
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A QEMU that kvmdbg knows nothing of, running its firmware."""
     process = await asyncio.create_subprocess_exec(
-        "qemu-system-x86_64",
+        program,
         *("-display", "none", "-nodefaults", "-accel", accel, "-m", "64M"),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,

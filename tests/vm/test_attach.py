@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kvmdbg.addr import VcpuIndex
+from kvmdbg.arch import AARCH64
 from kvmdbg.backend.stub import StubEngine
 from kvmdbg.errors import AttachError, OwnerError, VmAmbiguous
 from kvmdbg.machine.attach import attach_vm
@@ -88,6 +90,19 @@ async def test_a_frozen_vm_stays_frozen(runtime: RuntimeDir, folder: Path) -> No
         assert machine.initial.reason == Frozen()
         await machine.close()
         assert (await ask(qmp, "query-status"))["running"] is False
+
+
+async def test_the_architecture_is_known_by_the_program(runtime: RuntimeDir, folder: Path) -> None:
+    qmp = folder / "q"
+    arguments = ("-machine", "virt", "-cpu", "max", *monitor(qmp))
+    async with foreign_qemu(*arguments, program="qemu-system-aarch64") as qemu:
+        await wait_listening(qmp)
+        machine = await attach_vm(runtime, qemu.pid)
+        assert machine.info.arch == "aarch64"
+        assert machine.engine.slow_memory is None
+        pc = await machine.engine.registers.read_register(VcpuIndex(0), AARCH64.numbers["pc"])
+        assert pc is not None
+        await machine.close()
 
 
 async def test_its_own_stub_is_put_back(runtime: RuntimeDir, folder: Path) -> None:
