@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from kvmdbg.addr import VcpuIndex
 from kvmdbg.errors import MonitorError, VmGone
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.qmp import QmpConnection, QmpEvent
@@ -47,9 +48,10 @@ class QmpMonitor:
     def __init__(self, connection: QmpConnection) -> None:
         self._connection = connection
 
-    async def hmp(self, command: str) -> str:
+    async def hmp(self, command: str, vcpu: VcpuIndex | None = None) -> str:
         """Run a human monitor command and return what it printed."""
-        return str(await self.qmp("human-monitor-command", {"command-line": command}))
+        about = {} if vcpu is None else {"cpu-index": vcpu}
+        return str(await self.qmp("human-monitor-command", {"command-line": command, **about}))
 
     async def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Run a QMP command and return its result."""

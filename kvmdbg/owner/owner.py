@@ -114,6 +114,11 @@ class Owner:
         return not self.machine.info.booted
 
     @property
+    def clients(self) -> dict[ClientId, int]:
+        """All clients of the VM, of whatever protocol, with their pids, 0 where not known."""
+        return {client.id: client.pid for client in self.lifetime.clients}
+
+    @property
     def symbol_file(self) -> Path | None:
         """The VM's symbol file; None where none is known."""
         vmlinux = self.machine.info.vmlinux

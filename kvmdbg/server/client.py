@@ -13,6 +13,7 @@ from kvmdbg.rsp.server.replies import Reply
 from kvmdbg.rsp.threadid import ALL, ThreadSpec
 from kvmdbg.server.host import Host
 from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.stops import Stop
 from kvmdbg.target.vm import Vm
 
 _FIRST = VcpuIndex(0)
@@ -27,7 +28,9 @@ PACKET_SIZE = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The VM runs; the stop reply will be the answer."""
+    """The VM runs, or will; the stop reply will be the answer. ``words`` are for the user."""
+
+    words: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,12 @@ class Client:
     access: VcpuIndex = _FIRST
     resumed: ThreadSpec = _EVERY
     extended: bool = False
+    seen: Stop | None = None
+    """The stop that it was told last."""
+    at_breakpoint: bool = False
+    """That was a hit of a breakpoint of its own."""
+    skips: bool = False
+    """It waits for a stop that it will not show."""
     killed: bool = False
     """It killed the VM, and may yet restart it."""
     physical: bool = False
@@ -80,6 +89,32 @@ class Client:
     """Files that it has open."""
     former_step_mode: int | None = None
     """The step mode before this client set one."""
+
+    @property
+    def monitor_id(self) -> ClientId:
+        """Holds what the client inserted by ``monitor`` and knows nothing of by itself."""
+        return f"{self.id}/monitor"
+
+    @property
+    def drives(self) -> bool:
+        """True if it drives the VM, or may begin to."""
+        return self.vm.clients.may_drive(self.id)
+
+    def require_drive(self) -> None:
+        """Raise Busy when another client drives."""
+        self.vm.clients.require_drive(self.id)
+
+    def shown(self, stop: Stop, *, at_breakpoint: bool = False) -> None:
+        """The client is told of ``stop``: what it asks next is about that vCPU."""
+        self.seen = None if self.skips else stop
+        self.at_breakpoint = at_breakpoint and not self.skips
+        self.skips = False
+        self.access = stop.vcpu
+
+    async def release(self) -> None:
+        """Take out all its breakpoints and let the VM run on, unless others hold it."""
+        await self.vm.drop_breakpoints(self.monitor_id)
+        await self.vm.release(self.id, resume=True)
 
     def has(self, feature: str) -> bool:
         """True if it announced ``feature+``."""

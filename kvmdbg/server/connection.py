@@ -19,6 +19,9 @@ from kvmdbg.target.events import VmEvent
 
 log = logging.getLogger(__name__)
 
+MAX_UNREAD = 1 << 22
+"""Bytes that a client may leave unread."""
+
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
@@ -115,6 +118,9 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data + self.rsp.data_to_send())
+        if self._transport.get_write_buffer_size() > MAX_UNREAD:
+            log.warning("an RSP client is dropped: it does not read what it is sent")
+            self._transport.abort()
 
     def close(self) -> None:
         """Hang up once everything is sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,11 @@ class Host(Protocol):
     @property
     def attached(self) -> bool:
         """True if the VM was running before kvmdbg came, so that gdb shall detach, not kill."""
+        ...
+
+    @property
+    def clients(self) -> Mapping[ClientId, int]:
+        """All clients of the VM, of whatever protocol, with their pids, 0 where not known."""
         ...
 
     @property

@@ -7,23 +7,17 @@ import itertools
 import logging
 import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 
-from kvmdbg.errors import Busy, KvmdbgError, ListenError, PeerRefused
-from kvmdbg.rsp.server.commands import Command
-from kvmdbg.rsp.server.replies import Error, Negotiated
+from kvmdbg.errors import KvmdbgError, ListenError
 from kvmdbg.server.address import Address, TcpAddress, UnixAddress, parse_address
 from kvmdbg.server.client import Client
-from kvmdbg.server.connection import Connection, HangUp
+from kvmdbg.server.connection import Connection
 from kvmdbg.server.host import Host
 from kvmdbg.server.peers import admit
 from kvmdbg.server.session import Session
 
 log = logging.getLogger(__name__)
-
-_REFUSAL_TIMEOUT = 5.0
-"""Seconds that a client who is refused has to be told why, and to go."""
 
 
 class RspServer:
@@ -85,31 +79,13 @@ class RspServer:
             self._tasks.discard(task)
 
     async def _serve_admitted(self, client: Client, connection: Connection, pid: int) -> None:
-        try:
-            self._host.vm.clients.drive(client.id)
-        except Busy as error:
-            await _refuse(connection, str(error))
-            raise PeerRefused(f"{client.id} was refused: {error}") from error
+        self._host.vm.clients.join(client.id)
         session = Session(client, connection)
         self._host.client_joined(client.id, pid)
         try:
             await session.run()
         finally:
             self._host.client_left(client.id, orderly=session.orderly)
-
-
-async def _refuse(connection: Connection, reason: str) -> None:
-    """Answer whatever the client asks with the reason, which gdb shows, until it hangs up.
-
-    If we did, gdb's acknowledgement could fail, and it would report that instead.
-    """
-    connection.rsp.negotiated = Negotiated(error_message=True)
-    connection.start()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_REFUSAL_TIMEOUT):
-            while not isinstance(item := await connection.inbox.get(), HangUp):
-                if isinstance(item, Command):
-                    connection.send(Error(16, reason))
 
 
 def _bind(address: Address) -> socket.socket:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.errors import RegisterError
 from kvmdbg.rsp.stops import (
@@ -15,9 +17,9 @@ from kvmdbg.rsp.stops import (
     Terminated,
     Watch,
 )
-from kvmdbg.server.client import PROCESS, spec_of
+from kvmdbg.server.client import PROCESS, Client, spec_of
 from kvmdbg.target import events
-from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec, ClientId
 from kvmdbg.target.stops import (
     BreakpointHit,
     Halted,
@@ -43,18 +45,51 @@ _WATCHES = {
 _CAUSES = {BreakpointKind.SOFTWARE: Cause.SOFTWARE, BreakpointKind.HARDWARE: Cause.HARDWARE}
 
 
-async def stop_reply(vm: Vm, stop: Stop) -> StopReply:
-    """The stop reply for ``stop``, with the registers that gdb asks for first."""
+async def tell_stop(client: Client, stop: Stop) -> StopReply:
+    """The stop reply for ``stop``; what ``client`` asks next is about that."""
+    reply = await _stop_reply(client.vm, stop, client.id)
+    client.shown(stop, at_breakpoint=reply.cause is not None)
+    return reply
+
+
+async def _stop_reply(vm: Vm, stop: Stop, client: ClientId) -> Stopped:
+    """The stop reply for ``stop``, with the registers that gdb asks for first.
+
+    What a client did not insert is a mere SIGTRAP to it: gdb takes a hit that it cannot explain for
+    an old one, and runs on.
+    """
     thread = spec_of(stop.vcpu)
     registers = await _expedited(vm, stop.vcpu)
+    found = _hits(vm, stop.reason)
+    own = [spec for spec, owners in found.items() if client in owners]
     match stop.reason:
-        case BreakpointHit(kind):
+        case BreakpointHit(kind) if own or not found:
+            kind = min((spec.kind for spec in own), key=lambda kind: kind.value, default=kind)
             return Stopped(SIGNAL_TRAP, thread, cause=_CAUSES[kind], registers=registers)
-        case WatchpointHit(kind, address):
+        case WatchpointHit(kind, address) if own or not found:
             watch = (_WATCHES[kind], address)
             return Stopped(SIGNAL_TRAP, thread, watch, registers=registers)
         case reason:
             return Stopped(_signal(reason), thread, registers=registers)
+
+
+def _hits(vm: Vm, reason: StopReason) -> dict[BreakpointSpec, frozenset[ClientId]]:
+    """What was hit, with the clients that inserted it; nothing where that cannot be told."""
+    match reason:
+        case BreakpointHit(_, address):
+            return {
+                spec: owners
+                for spec, owners in vm.breakpoints.inserted.items()
+                if spec.address == address and not spec.kind.is_watchpoint
+            }
+        case WatchpointHit(kind, address):
+            return {
+                spec: owners
+                for spec, owners in vm.breakpoints.inserted.items()
+                if spec.address == address and spec.kind is kind
+            }
+        case _:
+            return {}
 
 
 def _signal(reason: StopReason) -> int:
@@ -80,7 +115,7 @@ async def _expedited(vm: Vm, vcpu: VcpuIndex) -> dict[int, bytes]:
     return {number: value for number in numbers if (value := block[number]) is not None}
 
 
-def explain(reason: StopReason) -> str | None:
+def explain(vm: Vm, reason: StopReason, client: ClientId) -> str | None:
     """What to tell a person about a stop that no stop reply can express."""
     match reason:
         case Paused(foreign=True):
@@ -92,7 +127,17 @@ def explain(reason: StopReason) -> str | None:
         case Halted(state):
             return f"QEMU stopped the VM, its state is {state.value}"
         case _:
-            return None
+            return _explain_hit(_hits(vm, reason), client)
+
+
+def _explain_hit(
+    found: Mapping[BreakpointSpec, frozenset[ClientId]], client: ClientId
+) -> str | None:
+    """Whose it was, if not the client's own."""
+    if not found or any(client in owners for owners in found.values()):
+        return None
+    whose = ", ".join(sorted(owner for owners in found.values() for owner in owners))
+    return f"the {next(iter(found))}, of {whose}, was hit"
 
 
 def end_reply(gone: events.Gone) -> StopReply:

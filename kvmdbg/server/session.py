@@ -18,10 +18,10 @@ from kvmdbg.server.client import Client, Goodbye, Outcome, Printed, Running, Sil
 from kvmdbg.server.connection import Connection, HangUp, Item
 from kvmdbg.server.failures import error_reply, is_worth_telling
 from kvmdbg.server.handlers.stepping import restore_step_mode
-from kvmdbg.server.report import end_reply, explain, stop_reply
+from kvmdbg.server.report import end_reply, explain, tell_stop
 from kvmdbg.server.table import execute
 from kvmdbg.target.events import Gone, Notice, Stopped
-from kvmdbg.target.stops import Stop
+from kvmdbg.target.stops import Paused, Stop
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Session:
         vm = self._client.vm
         unsubscribe = vm.subscribe(self._connection.inbox.put_nowait)
         try:
-            self._client.access = (await vm.pause()).vcpu
+            await self._stop_vm()
+            self._client.shown(await vm.pause())
             self._connection.start()
             while not self._over:
                 await self._handle(await self._connection.inbox.get())
@@ -64,7 +65,7 @@ class Session:
         try:
             if self._kill or client.killed:
                 await client.host.kill()
-            await client.vm.release(client.id, resume=True)
+            await client.release()
         except KvmdbgError as error:
             log.warning("after %s left: %s", client.id, error)
 
@@ -113,9 +114,11 @@ class Session:
         if self._connection.rsp.state is SessionState.CLOSED:
             return  # it hung up meanwhile; the inbox says so
         match outcome:
-            case Running():
+            case Running(words):
                 self._connection.running()
                 self._flush_notices()
+                if words:
+                    self._tell(words)
             case Printed(text):
                 self._flush_notices()
                 self._print(text)
@@ -136,23 +139,37 @@ class Session:
         self._kill = kill
 
     async def _interrupt(self) -> None:
-        """Ctrl-C: the Stopped that follows, or has come first, is the answer."""
+        """Ctrl-C: the Stopped that follows, or has come first, is the answer; a client that waits
+        for the next stop of a VM that is stopped gets this one again."""
         try:
-            await self._client.vm.pause()
+            was_stopped = self._client.vm.stop is not None
+            await self._stop_vm()
         except VmGone:
-            pass  # the inbox says so
+            return  # the inbox says so
         except KvmdbgError as error:
             self._tell(str(error))
+            return
+        stop = self._client.vm.stop
+        if was_stopped and not self._client.drives and stop is not None:
+            await self._report(Stop(stop.vcpu, Paused()))
+            self._client.seen = stop
+
+    async def _stop_vm(self) -> None:
+        """Stop the VM; who drives it is told why."""
+        client = self._client
+        if client.vm.stop is None and not client.drives:
+            client.vm.notice(f"{client.id} stopped the VM")
+        await client.vm.pause()
 
     async def _report(self, stop: Stop) -> None:
         if not self._is_running:
             return
+        client = self._client
         try:
-            reply = await stop_reply(self._client.vm, stop)
+            reply = await tell_stop(client, stop)
         except (VmGone, VmRunning):
             return  # that is over already, and the inbox says what came then
-        self._client.access = stop.vcpu
-        if words := explain(stop.reason):
+        if words := explain(client.vm, stop.reason, client.id):
             self._tell(words)
         if self._is_running:
             self._connection.send(reply)

@@ -221,8 +221,9 @@ class RunControl(Protocol):
 class MonitorQuery(Protocol):
     """QEMU's monitor, for questions that no other interface answers. Raises MonitorError."""
 
-    async def hmp(self, command: str) -> str:
-        """Run a human monitor command and return what it printed."""
+    async def hmp(self, command: str, vcpu: VcpuIndex | None = None) -> str:
+        """Run a human monitor command, about ``vcpu`` where it is about one, and return what it
+        printed."""
         ...
 
     async def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:

@@ -37,10 +37,25 @@ class Clients:
         self.driver = client
         self.hold(client)
 
+    def join(self, client: ClientId) -> None:
+        """``client`` holds the VM; it drives if nobody else does, and looks otherwise."""
+        self.hold(client)
+        if self.driver is None:
+            self.driver = client
+
+    def take_over(self, client: ClientId) -> None:
+        """``client`` drives, whoever did; that one looks from now on."""
+        self.hold(client)
+        self.driver = client
+
+    def may_drive(self, client: ClientId) -> bool:
+        """True if ``client`` drives, or may begin to."""
+        return self.driver in (None, client)
+
     def require_drive(self, client: ClientId) -> None:
         """Raise Busy when a client other than ``client`` drives the VM."""
-        if self.driver not in (None, client):
+        if not self.may_drive(client):
             raise Busy(
-                f"the VM {self._vm} is driven by {self.driver}: detach it there, "
-                "or take over with monitor drive"
+                f"the VM {self._vm} is driven by {self.driver}: detach it there first, "
+                "or take over with gdb's monitor drive"
             )

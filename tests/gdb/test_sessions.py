@@ -45,17 +45,6 @@ async def test_kill_leaves_a_vm_whose_definition_says_so(kvmdbg_vm: Vm, booted_g
     await assert_runs_freely(kvmdbg_vm)
 
 
-async def test_a_second_gdb_is_refused_in_words(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:
-    words = f"the VM {kvmdbg_vm.name} is driven by gdb-1"
-    async with start_gdb(None) as second:
-        with pytest.raises(GdbError, match=words):
-            await second.mi(f"-target-select remote {kvmdbg_vm.status.gdb_socket}")
-    assert words in await kvmdbg_vm.wait_notice("refused")
-    # The first does not notice.
-    await booted_gdb.cli("break *do_sys_openat2")
-    assert (await booted_gdb.cont())["reason"] == "breakpoint-hit"
-
-
 async def test_gdb_killed_while_stopped(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:
     await booted_gdb.cli("set breakpoint always-inserted on")
     await booted_gdb.cli("break *workload_compute")

@@ -207,7 +207,7 @@ class FakeMonitor:
         self.qmp_answers: dict[str, Any] = {}
         self.asked: list[str] = []
 
-    async def hmp(self, command: str) -> str:
+    async def hmp(self, command: str, vcpu: VcpuIndex | None = None) -> str:
         self.asked.append(command)
         if command not in self.hmp_answers:
             raise MonitorError(f"unknown command: '{command}'")

@@ -99,6 +99,7 @@ async def test_the_architecture_is_known_by_the_program(runtime: RuntimeDir, fol
         await wait_listening(qmp)
         machine = await attach_vm(runtime, qemu.pid)
         assert machine.info.arch == "aarch64"
+        assert isinstance(machine.engine, StubEngine)
         assert machine.engine.slow_memory is None
         pc = await machine.engine.registers.read_register(VcpuIndex(0), AARCH64.numbers["pc"])
         assert pc is not None

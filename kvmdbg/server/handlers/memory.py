@@ -78,6 +78,7 @@ async def _read(client: Client, address: Gva, length: int) -> bytes:
 
 async def write(client: Client, command: WriteMemory) -> Reply:
     """``M`` and ``X``"""
+    client.require_drive()
     if command.data:
         if client.physical:
             await client.vm.write_physical(Gpa(command.address), command.data)

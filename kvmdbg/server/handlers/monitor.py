@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+from kvmdbg.addr import Gva
 from kvmdbg.errors import MonitorError
 from kvmdbg.rsp.server.commands.monitor import Monitor
 from kvmdbg.server.client import Client, Outcome, Printed
-from kvmdbg.target.vm import Vm
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 
 HELP = """\
 monitor help                    this text
-monitor breakpoints             what became of each: int3, debug register, why not armed
 monitor help COMMAND            QEMU's help on one of its commands
+monitor clients                 who is there, and who drives
+monitor drive                   drive the VM from here; whoever did so looks from then on
+monitor breakpoints             all in the VM: int3, debug register or why not armed, and whose
+monitor watch ADDR LEN [r|w|rw] stop at accesses to LEN bytes, to writes unless told otherwise
+monitor unwatch ADDR            take out what monitor watch put there
 monitor system_reset            reset the machine; it stays stopped
 monitor qmp COMMAND [JSON]      a QMP command with its arguments, and its result
-monitor COMMAND                 any other is QEMU's own, e.g. monitor info mtree
+monitor qmp {JSON}              the same as one object with execute and arguments
+monitor COMMAND                 any other is QEMU's own, e.g. monitor info mtree; it is about
+                                the vCPU of gdb's thread where it is about one
 """
 
 NO_BREAKPOINTS = (
@@ -38,27 +47,53 @@ REFUSED = {
 }
 """Commands of QEMU's monitors, HMP and QMP, that would pull the rug away, and why."""
 
+_WATCHES = {"r": BreakpointKind.READ, "w": BreakpointKind.WRITE, "rw": BreakpointKind.ACCESS}
+
 
 async def run(client: Client, command: Monitor) -> Outcome:
     """``qRcmd``"""
     line = command.line.strip()
     name, _, rest = line.partition(" ")
-    if line in ("", "help"):
-        return Printed(HELP)
-    if name == "system_reset":
-        await client.vm.reset()
-        return Printed("the VM was reset\n")
-    if line == "breakpoints":
-        return Printed(await _breakpoints(client.vm))
-    if name == "qmp":
-        return Printed(await _qmp(client.vm, rest.strip()))
+    if line == "":
+        name = "help"
+    if name in _OWN and not (name == "help" and rest):
+        return Printed(await _OWN[name](client, rest.strip()))
     _check(name)
-    return Printed(await client.vm.monitor.hmp(line))
+    return Printed(await client.vm.monitor.hmp(line, client.access))
 
 
-async def _breakpoints(vm: Vm) -> str:
+async def _help(client: Client, rest: str) -> str:
+    return HELP
+
+
+async def _clients(client: Client, rest: str) -> str:
+    clients = client.vm.clients
     lines = []
-    for placement, clients in await vm.describe_breakpoints():
+    for name, pid in client.host.clients.items():
+        looks = "looks" if name in clients.holders else ""
+        role = "drives" if name == clients.driver else looks
+        you = "(you)" if name == client.id else ""
+        lines.append(f"{name:10} {f'pid {pid}' if pid else '':12} {role:6} {you}".rstrip())
+    return "".join(f"{line}\n" for line in lines)
+
+
+async def _drive(client: Client, rest: str) -> str:
+    vm = client.vm
+    if vm.clients.driver == client.id:
+        return f"{client.id} drives the VM already\n"
+    vm.clients.take_over(client.id)
+    vm.notice(f"{client.id} drives the VM now")
+    stop = await vm.pause()
+    has_moved = stop is not client.seen
+    client.shown(stop)
+    if has_moved:
+        return "it has moved since you saw it: maintenance flush register-cache shows where it is\n"
+    return ""
+
+
+async def _breakpoints(client: Client, rest: str) -> str:
+    lines = []
+    for placement, clients in await client.vm.describe_breakpoints():
         hits = "" if placement.hits is None else f", hit {placement.hits} times"
         note = f" ({placement.note})" if placement.note else ""
         whose = ", ".join(sorted(clients))
@@ -66,21 +101,85 @@ async def _breakpoints(vm: Vm) -> str:
     return "".join(lines) or NO_BREAKPOINTS
 
 
+async def _watch(client: Client, rest: str) -> str:
+    words = rest.split()
+    if len(words) not in (2, 3) or words[2:] not in ([], *([kind] for kind in _WATCHES)):
+        raise MonitorError("say monitor watch ADDR LEN, and r, w or rw if it is not w")
+    address, length = _number(words[0]), _number(words[1])
+    kind = _WATCHES[words[2] if words[2:] else "w"]
+    spec = BreakpointSpec(kind, Gva(address), length)
+    await client.vm.insert_breakpoint(client.monitor_id, spec)
+    return f"{spec}\n"
+
+
+async def _unwatch(client: Client, rest: str) -> str:
+    address = _number(rest)
+    found = [s for s in client.vm.breakpoints.held_by(client.monitor_id) if s.address == address]
+    if not found:
+        raise MonitorError(f"monitor watch put nothing at {address:#x}")
+    for spec in found:
+        await client.vm.remove_breakpoint(client.monitor_id, spec)
+    return ""
+
+
+async def _reset(client: Client, rest: str) -> str:
+    client.require_drive()
+    await client.vm.reset()
+    return "the VM was reset\n"
+
+
+def _number(word: str) -> int:
+    try:
+        return int(word, 0)
+    except ValueError:
+        raise MonitorError(f"{word!r} is no number: write 0x… or decimal") from None
+
+
 def _check(name: str) -> None:
     if name in REFUSED:
         raise MonitorError(f"monitor {name} is refused: {REFUSED[name]}")
 
 
-async def _qmp(vm: Vm, line: str) -> str:
-    name, _, text = line.partition(" ")
+async def _qmp(client: Client, rest: str) -> str:
+    name, arguments = _one_object(rest) if rest.startswith("{") else _name_and_object(rest)
     _check(name)
     if name == "system_reset":
-        await vm.reset()
+        await _reset(client, "")
         return "{}\n"
+    return json.dumps(await client.vm.monitor.qmp(name, arguments), indent=2) + "\n"
+
+
+def _one_object(text: str) -> tuple[str, dict[str, Any] | None]:
+    command = _json(text, "the command")
+    name = command.get("execute")
+    if not isinstance(name, str):
+        raise MonitorError('a QMP command is {"execute": NAME} or has "arguments" too')
+    return name, command.get("arguments")
+
+
+def _name_and_object(text: str) -> tuple[str, dict[str, Any] | None]:
+    name, _, arguments = text.partition(" ")
+    return name, _json(arguments, f"the arguments of {name}") if arguments.strip() else None
+
+
+def _json(text: str, what: str) -> dict[str, Any]:
     try:
-        arguments = json.loads(text) if text.strip() else None
+        value = json.loads(text)
     except ValueError as error:
-        raise MonitorError(f"the arguments of {name} are no JSON: {error}") from error
-    if not isinstance(arguments, dict | None):
-        raise MonitorError(f"the arguments of {name} are no JSON object")
-    return json.dumps(await vm.monitor.qmp(name, arguments), indent=2) + "\n"
+        raise MonitorError(f"{what} are no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise MonitorError(f"{what} are no JSON object")
+    return value
+
+
+_OWN: dict[str, Callable[[Client, str], Awaitable[str]]] = {
+    "help": _help,
+    "clients": _clients,
+    "drive": _drive,
+    "breakpoints": _breakpoints,
+    "watch": _watch,
+    "unwatch": _unwatch,
+    "system_reset": _reset,
+    "qmp": _qmp,
+}
+"""Commands of our own; those of QEMU's that have such a name are not reached."""

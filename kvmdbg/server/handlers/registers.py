@@ -27,6 +27,7 @@ async def read_all(client: Client, command: ReadRegisters) -> Reply:
 
 async def write_all(client: Client, command: WriteRegisters) -> Reply:
     """``G``: only what differs is written, for some registers cannot be."""
+    client.require_drive()
     block = client.vm.arch.block[: _count(client)]
     expected = sum(register.size for register in block)
     if len(command.data) != expected:
@@ -53,6 +54,7 @@ async def read_one(client: Client, command: ReadRegister) -> Reply:
 
 async def write_one(client: Client, command: WriteRegister) -> Reply:
     """``P``"""
+    client.require_drive()
     register = client.vm.arch.registers[_checked(client, command.number)]
     if len(command.value) != register.size:
         raise RegisterError(

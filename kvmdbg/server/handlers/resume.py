@@ -15,7 +15,7 @@ from kvmdbg.rsp.server.commands.resume import (
 from kvmdbg.rsp.server.replies import Reply, VContActions
 from kvmdbg.rsp.stops import Exited
 from kvmdbg.server.client import PROCESS, Client, Outcome, Running
-from kvmdbg.server.report import stop_reply
+from kvmdbg.server.report import tell_stop
 from kvmdbg.target.stops import Action, ResumePlan
 
 _ACTIONS = {
@@ -31,8 +31,7 @@ async def stop_reason(client: Client, command: StopReasonQuery) -> Reply:
     stop = client.vm.stop
     if stop is None or client.killed:
         return Exited(0, PROCESS)
-    client.access = stop.vcpu
-    return await stop_reply(client.vm, stop)
+    return await tell_stop(client, stop)
 
 
 async def vcont_actions(client: Client, command: VContQuery) -> Reply:
@@ -85,9 +84,35 @@ async def _set_pc(client: Client, vcpu: VcpuIndex, address: Gva) -> None:
     await client.vm.write_registers(vcpu, {number: value})
 
 
-async def _resume(client: Client, plan: ResumePlan) -> Running:
-    if client.id not in client.vm.clients.holders:
+async def _resume(client: Client, plan: ResumePlan) -> Outcome:
+    vm = client.vm
+    if client.id not in vm.clients.holders:
         raise VmRunning("gdb has detached from the VM: attach again first")
-    client.vm.clients.require_drive(client.id)
-    await client.vm.resume(plan)
+    if not client.drives:
+        return await _look(client, plan)
+    vm.clients.drive(client.id)
+    await vm.resume(plan)
     return Running()
+
+
+async def _look(client: Client, plan: ResumePlan) -> Outcome:
+    """Somebody else drives: to continue is to wait for the next stop.
+
+    A gdb that goes on from a breakpoint of its own steps that thread alone first; it is told that
+    it did, and does not show where that led.
+    """
+    vm = client.vm
+    actions = [plan.action(vcpu) for vcpu in vm.vcpus]
+    alone = plan.default is Action.HOLD and list(plan.actions.values()) == [Action.STEP]
+    if alone and client.at_breakpoint:
+        client.skips = True
+    elif Action.STEP in actions or Action.HOLD in actions:
+        client.require_drive()
+    if vm.stop is not None and (client.skips or vm.stop is not client.seen):
+        return await tell_stop(client, vm.stop)
+    if client.skips:
+        return Running()
+    return Running(
+        f"{vm.clients.driver} drives the VM: waiting for its next stop; Ctrl-C ends that, "
+        "monitor drive takes over"
+    )

@@ -16,7 +16,7 @@ from kvmdbg.rsp.server.commands.session import (
 )
 from kvmdbg.rsp.server.replies import Flag, Ok, Reply
 from kvmdbg.server.client import PROCESS, Client, Goodbye, Outcome, Silent
-from kvmdbg.server.report import stop_reply
+from kvmdbg.server.report import tell_stop
 
 
 async def start_no_ack_mode(client: Client, command: StartNoAckMode) -> Reply:
@@ -26,7 +26,8 @@ async def start_no_ack_mode(client: Client, command: StartNoAckMode) -> Reply:
 
 async def was_attached(client: Client, command: Attached) -> Reply:
     """``qAttached``"""
-    return Flag(client.host.attached)
+    # gdb kills what it did not attach to when it quits: not for one that only looks.
+    return Flag(client.host.attached or not client.drives)
 
 
 async def extended_mode(client: Client, command: ExtendedMode) -> Reply:
@@ -37,7 +38,7 @@ async def extended_mode(client: Client, command: ExtendedMode) -> Reply:
 
 async def detach(client: Client, command: Detach) -> Outcome:
     """``D``: our breakpoints go, and the VM runs on."""
-    await client.vm.release(client.id, resume=True)
+    await client.release()
     return Ok() if client.extended else Goodbye(Ok())
 
 
@@ -45,16 +46,17 @@ async def attach(client: Client, command: Attach) -> Reply:
     """``vAttach``, after a detach."""
     if command.pid != PROCESS:
         raise NoSuchVcpu(f"there is no process {command.pid}: the guest is process {PROCESS}")
-    client.vm.clients.drive(client.id)
+    client.vm.clients.join(client.id)
     stop = await client.vm.pause()
     client.killed = False
-    client.access = stop.vcpu
-    return await stop_reply(client.vm, stop)
+    return await tell_stop(client, stop)
 
 
 async def kill(client: Client, command: Kill) -> Outcome:
     """``k`` and ``vKill``. In extended mode gdb's ``run`` kills first and then restarts: the VM is
-    stopped until it does, and ends with the connection if it does not."""
+    stopped until it does, and ends with the connection if it does not. Who only looks leaves."""
+    if not client.drives:
+        return Goodbye(None if command.pid is None else Ok())
     if client.extended and command.pid is not None:
         await client.vm.pause()
         await client.vm.drop_breakpoints(client.id)

@@ -31,7 +31,7 @@ async def step_mode(client: Client, command: StepModeQuery) -> Reply:
 
 async def set_step_mode(client: Client, command: StepMode) -> Reply:
     """``Qqemu.sstep``: holds until this client leaves."""
-    client.vm.clients.require_drive(client.id)
+    client.require_drive()
     control = _control(client)
     if not command.bits & 1:
         raise Unsupported("without the bit ENABLE (1) there would be no single steps")

@@ -39,6 +39,11 @@ class FakeHost:
             self.notices.append(event.text)
         self._changed.set()
 
+    @property
+    def clients(self) -> dict[ClientId, int]:
+        gone = {client for client, _ in self.left}
+        return {client: 4711 for client in self.joined if client not in gone}
+
     async def memory_map(self) -> list[MemoryRegion]:
         return [
             MemoryRegion(MemoryKind.RAM, Gpa(0), RAM_SIZE),
@@ -102,6 +107,11 @@ async def peer(path: Path) -> AsyncIterator[RspPeer]:
 @pytest.fixture
 async def gdb(peer: RspPeer) -> RspPeer:
     """A peer that has negotiated what gdb negotiates."""
+    return await as_gdb(peer)
+
+
+async def as_gdb(peer: RspPeer) -> RspPeer:
+    """Negotiate what gdb does."""
     features = b"multiprocess+;swbreak+;hwbreak+;error-message+;xmlRegisters=i386"
     await peer.ask(b"qSupported:" + features)
     await peer.no_acks()

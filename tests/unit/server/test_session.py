@@ -53,19 +53,6 @@ async def test_the_next_client_is_served(gdb: RspPeer, host: FakeHost, path: Pat
     await peer.close()
 
 
-async def test_a_second_client_is_refused_in_a_sentence(
-    gdb: RspPeer, host: FakeHost, path: Path
-) -> None:
-    second = await RspPeer.unix(path)
-    assert await second.ask(b"qSupported") == (
-        b"E.the VM fake is driven by gdb-1: detach it there, or take over with monitor drive"
-    )
-    assert await second.at_end()
-    await second.close()
-    await host.wait_notice("gdb-2 was refused")
-    assert await gdb.ask(b"qC") == b"QCp1.1"
-
-
 async def test_ctrl_c(gdb: RspPeer, host: FakeHost) -> None:
     await gdb.send(b"vCont;c")
     await host.wait_running()

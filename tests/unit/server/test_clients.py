@@ -1,0 +1,178 @@
+"""Several clients at once: one drives, others look."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kvmdbg.addr import Gva
+from kvmdbg.server import connection
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
+from tests.support import naive_rsp
+from tests.support.fake_engine import CODE, DATA, Access
+from tests.support.rsp_peer import RspPeer
+
+from .conftest import FakeHost, as_gdb
+
+AHEAD = CODE + 0x40
+
+
+@pytest.fixture
+async def looker(gdb: RspPeer, path: Path) -> AsyncIterator[RspPeer]:
+    """A second gdb; the first, which drives, is ``gdb``."""
+    peer = await as_gdb(await RspPeer.unix(path))
+    yield peer
+    await peer.close()
+
+
+async def test_who_looks_reads_and_changes_nothing(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    assert (await looker.ask(b"?")).startswith(b"T05")
+    assert await looker.ask(b"m%x,2" % DATA) == b"0000"
+    assert await looker.ask(b"qAttached:1") == b"1"
+    assert await gdb.ask(b"qAttached:1") == b"0"
+    words = b"E.the VM fake is driven by gdb-1: detach it there first, or take over with"
+    for payload in (b"M%x,1:ff" % DATA, b"P0=" + b"0" * 16, b"vCont;s:p1.1;c", b"Qqemu.sstep=1"):
+        assert (await looker.ask(payload)).startswith(words)
+    assert host.fake.engine.execution.plans == []
+    # Killing is leaving.
+    assert await looker.ask(b"vKill;1") == b"OK"
+    assert await looker.at_end()
+    await host.wait_left()
+    assert host.vm.gone is None
+
+
+async def test_who_looks_waits_for_the_next_stop(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    await looker.send(b"vCont;c")
+    step = await gdb.ask(b"vCont;s:p1.1")
+    assert await looker.receive() == step
+    assert b"gdb-1 drives the VM: waiting for its next stop" in looker.console
+    # What it has not seen yet, it is shown at once.
+    step = await gdb.ask(b"vCont;s:p1.1")
+    assert await looker.ask(b"vCont;c") == step
+
+
+async def test_ctrl_c_ends_the_wait(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:
+    await looker.send(b"vCont;c")
+    looker.interrupt()
+    assert (await looker.receive()).startswith(b"T02")
+    # And it stops a VM that runs, for everybody.
+    await looker.send(b"vCont;c")
+    await gdb.send(b"vCont;c")
+    await host.wait_running()
+    looker.interrupt()
+    assert (await looker.receive()).startswith(b"T02")
+    assert (await gdb.receive()).startswith(b"T02")
+    assert b"gdb-2 stopped the VM" in gdb.console
+
+
+async def test_a_second_client_stops_a_running_vm(gdb: RspPeer, host: FakeHost, path: Path) -> None:
+    await gdb.send(b"vCont;c")
+    await host.wait_running()
+    second = await RspPeer.unix(path)
+    assert (await gdb.receive()).startswith(b"T02")
+    assert (await second.ask(b"?")).startswith(b"T02")
+    await gdb.send(b"vCont;c")
+    await host.wait_running()
+    assert (await second.ask(b"g")).startswith(b"E10")
+    await second.close()
+    await host.wait_left()
+    assert host.vm.stop is None
+
+
+async def test_everybody_has_breakpoints_of_his_own(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    await looker.ask(b"Z0,%x,1" % AHEAD)
+    await looker.send(b"vCont;c")
+    mine = await gdb.ask(b"vCont;c:p1.1")
+    assert (await looker.receive()).endswith(b"thread:p1.1;swbreak:;")
+    assert mine.startswith(b"T05")
+    assert mine.endswith(b"thread:p1.1;")
+    assert b"breakpoint at %#x, length 1, of gdb-2, was hit" % AHEAD in gdb.console
+    assert "of gdb-2" not in looker.console.decode()
+    said = await gdb.monitor("breakpoints")
+    assert said == f"software breakpoint at {AHEAD:#x}, length 1: gdb-2\n"
+    # gdb steps off its breakpoint before it goes on; the step is not its to make.
+    await looker.ask(b"z0,%x,1" % AHEAD)
+    assert (await looker.ask(b"vCont;s:p1.1")).startswith(b"T05")
+    assert len(host.fake.engine.execution.plans) == 1
+    await looker.ask(b"Z1,%x,1" % (AHEAD + 8))
+    await gdb.ask(b"Z0,%x,1" % (AHEAD + 8))
+    assert (await gdb.ask(b"vCont;c:p1.1")).endswith(b"swbreak:;")
+    assert (await looker.ask(b"vCont;c")).endswith(b"hwbreak:;")
+    await looker.close()
+    await host.wait_left()
+    assert await gdb.monitor("breakpoints") == (
+        f"software breakpoint at {AHEAD + 8:#x}, length 1: gdb-1\n"
+    )
+
+
+async def test_hand_over(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:
+    await gdb.send(b"vCont;c")
+    await host.wait_running()
+    assert "it has moved since you saw it" in await looker.monitor("drive")
+    assert (await gdb.receive()).startswith(b"T02")
+    assert b"gdb-2 drives the VM now" in gdb.console
+    assert (await looker.monitor("drive")).endswith("gdb-2 drives the VM already\n")
+    assert await looker.ask(b"M%x,1:ff" % DATA) == b"OK"
+    assert (await gdb.ask(b"M%x,1:00" % DATA)).startswith(b"E.the VM fake is driven by gdb-2")
+    await gdb.send(b"vCont;c")
+    step = await looker.ask(b"vCont;s:p1.1")
+    assert await gdb.receive() == step
+    assert await looker.monitor("clients") == (
+        "gdb-1      pid 4711     looks\ngdb-2      pid 4711     drives (you)\n"
+    )
+    # Nobody drives once the driver has left: the next to continue does.
+    await looker.ask(b"D;1")
+    await host.wait_left()
+    assert (await gdb.ask(b"vCont;s:p1.1")).startswith(b"T05")
+    assert host.vm.clients.driver == "gdb-1"
+
+
+async def test_monitor_watch(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:
+    spec = BreakpointSpec(BreakpointKind.WRITE, DATA, 4)
+    said = await gdb.monitor(f"watch {DATA:#x} 4")
+    assert said == f"write watchpoint at {DATA:#x}, length 4\n"
+    assert host.fake.engine.breakpoints.specs == {spec}
+    host.fake.guest.accesses[Gva(AHEAD)] = Access(BreakpointKind.WRITE, DATA)
+    gdb.console = b""
+    reply = await gdb.ask(b"vCont;c:p1.1")
+    assert reply.startswith(b"T05")
+    assert b"watch" not in reply
+    assert b"of gdb-1/monitor, was hit" in gdb.console
+    await gdb.monitor(f"watch {DATA:#x} 8 rw")
+    await gdb.monitor(f"unwatch {DATA:#x}")
+    assert (await gdb.monitor("breakpoints")).startswith("there are none")
+    await gdb.monitor(f"watch {DATA:#x} 8 r")
+    await gdb.close()
+    await host.wait_left()
+    assert host.fake.engine.breakpoints.specs == set()
+
+
+@pytest.mark.parametrize("line", ["watch", "watch 1", "watch x 1", "watch 1 1 x", "unwatch 77"])
+async def test_monitor_watch_says_what_it_wants(gdb: RspPeer, line: str) -> None:
+    assert (await gdb.ask(b"qRcmd," + line.encode().hex().encode())).startswith(b"E.")
+
+
+async def test_who_does_not_read_is_dropped_and_nobody_waits(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 16)
+
+    async def stuff() -> None:
+        while not host.left:
+            looker.write(naive_rsp.packet(b"m%x,8000" % (DATA - 0x2000)))
+            await asyncio.sleep(0)
+
+    stuffing = asyncio.create_task(stuff())
+    for _ in range(50):
+        async with asyncio.timeout(1):
+            assert (await gdb.ask(b"vCont;s:p1.1")).startswith(b"T05")
+    await host.wait_left()
+    await stuffing
+    assert host.left == [("gdb-2", False)]
