@@ -136,6 +136,13 @@ enum agent_kind {
   AGENT_WATCH_ACCESS = 4
 };
 
+enum agent_point_flags {
+  AGENT_SILENT = 1, // its hits are counted, and the vCPU goes on
+  // Software, at the entry of a function of the guest's that patches code and minds to find other
+  // bytes there than its own: every int3 is out until it has returned. Silent.
+  AGENT_GUARD = 2
+};
+
 // EEXIST: there is one of that kind at that address. EFAULT: not mapped, or not RAM. ENOSPC: every
 // debug register is taken. EINVAL: an alignment or a length that debug registers do not have.
 struct agent_point_request {
@@ -144,6 +151,8 @@ struct agent_point_request {
   uint64_t address; // GVA
   uint64_t length;
   uint64_t root;    // as in agent_range
+  uint32_t flags;   // enum agent_point_flags
+  uint32_t zero;
 };
 
 enum agent_point_state {
@@ -161,6 +170,8 @@ struct agent_point {
   uint64_t hits;    // hits that were latched as a stop
   uint32_t state;   // enum agent_point_state
   uint32_t debug_register; // its number; ~0 for software
+  uint32_t flags;   // enum agent_point_flags
+  uint32_t zero;
   uint8_t original[16]; // software: the instruction's bytes
 };
 

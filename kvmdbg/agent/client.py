@@ -11,6 +11,7 @@ from kvmdbg.errors import AgentRefused, MemoryFault, TargetError
 from kvmdbg.kvm import ioctl as kvm
 from kvmdbg.wire import messages as m
 from kvmdbg.wire.structs import (
+    NO_POINT_FLAGS,
     OWN_ROOT,
     Action,
     Clock,
@@ -19,6 +20,7 @@ from kvmdbg.wire.structs import (
     IoctlHead,
     Kind,
     Point,
+    PointFlags,
     PointRequest,
     Range,
     Scope,
@@ -132,10 +134,17 @@ class AgentClient:
     # --- breakpoints -----------------------------------------------------------------------------
 
     async def insert(
-        self, kind: Kind, address: int, length: int, *, vcpu: int = 0, root: int = OWN_ROOT
+        self,
+        kind: Kind,
+        address: int,
+        length: int,
+        *,
+        vcpu: int = 0,
+        root: int = OWN_ROOT,
+        flags: PointFlags = NO_POINT_FLAGS,
     ) -> Point:
         """Set a breakpoint or watchpoint. Its refusal's errno says why."""
-        return await self._ask(m.INSERT, PointRequest(kind, vcpu, address, length, root))
+        return await self._ask(m.INSERT, PointRequest(kind, vcpu, address, length, root, flags))
 
     async def remove(self, point: int) -> None:
         """Take one out, by its id."""

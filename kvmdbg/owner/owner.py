@@ -8,9 +8,13 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from kvmdbg.errors import KvmdbgError, OwnerError, VmGone
+from kvmdbg.addr import Gva, VcpuIndex
+from kvmdbg.errors import KvmdbgError, OwnerError, SymbolError, VmGone
+from kvmdbg.linux.patching import find_patchers
+from kvmdbg.linux.symbols import ElfSymbols
 from kvmdbg.machine.attach import attach_vm
 from kvmdbg.machine.define import load_definition, with_overrides
 from kvmdbg.machine.launch import LaunchOptions, launch_vm, take_over
@@ -22,6 +26,7 @@ from kvmdbg.owner.lifetime import End, Lifetime
 from kvmdbg.owner.protocol import ClientInfo, VmStatus
 from kvmdbg.server import RspServer
 from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.capabilities import PatchesCode
 from kvmdbg.target.events import Gone, Notice, VmEvent
 from kvmdbg.target.memorymap import MemoryRegion
 from kvmdbg.target.vm import Vm
@@ -70,6 +75,17 @@ class Owner:
         self._control = ControlServer(self)
         self._rsp = RspServer(self)
         self.vm.subscribe(self._on_event)
+        breakpoints = machine.engine.breakpoints
+        if isinstance(breakpoints, PatchesCode) and info.vmlinux is not None:
+            breakpoints.guard_against(partial(self._patchers, Path(info.vmlinux)))
+
+    async def _patchers(self, vmlinux: Path) -> Sequence[Gva]:
+        try:
+            symbols = await asyncio.to_thread(lambda: dict(ElfSymbols(vmlinux)))
+        except SymbolError as error:
+            log.warning("breakpoints are in the way when the kernel patches its code: %s", error)
+            return ()
+        return await find_patchers(self.vm.engine.memory, VcpuIndex(0), symbols)
 
     async def open(self, *, run: bool) -> None:
         """Serve; with ``run``, or where the VM ran when we came, it runs on."""

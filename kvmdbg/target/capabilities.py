@@ -9,7 +9,7 @@ All calls but :meth:`Execution.run` and :meth:`Execution.interrupt` need the VM 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
@@ -111,6 +111,17 @@ class StepControl(Protocol):
 
     @step_mode.setter
     def step_mode(self, bits: int) -> None: ...
+
+
+@runtime_checkable
+class PatchesCode(Protocol):
+    """A breakpoint store that writes breakpoints into the guest's own code."""
+
+    def guard_against(self, patchers: Callable[[], Awaitable[Sequence[Gva]]]) -> None:
+        """``patchers`` is asked, with the VM stopped, before the first breakpoint is written into
+        the kernel: it returns the entries of the kernel's functions that patch code, and mind what
+        they find there. Breakpoints are out of the guest while one of these runs."""
+        ...
 
 
 class Engine(Protocol):

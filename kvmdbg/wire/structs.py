@@ -95,6 +95,16 @@ class PointState(IntEnum):
     WITHDRAWN = lib.AGENT_WITHDRAWN
 
 
+class PointFlags(IntFlag):
+    """enum agent_point_flags"""
+
+    SILENT = lib.AGENT_SILENT
+    GUARD = lib.AGENT_GUARD
+
+
+NO_POINT_FLAGS = PointFlags(0)
+
+
 class ActionKind(IntEnum):
     """enum agent_action_kind"""
 
@@ -253,6 +263,7 @@ class PointRequest(Struct):
     address: int
     length: int
     root: int = OWN_ROOT
+    flags: PointFlags = NO_POINT_FLAGS
 
 
 @dataclass(frozen=True)
@@ -267,6 +278,7 @@ class Point(Struct):
     hits: int
     state: PointState
     debug_register: int
+    flags: PointFlags
     original: bytes
 
 

@@ -206,6 +206,7 @@ class FakeAgent:
             0,
             PointState.ARMED,
             register,
+            request.flags,
             original,
         )
         self.table[point.id] = point

@@ -161,13 +161,18 @@ void over_done(struct vcpu *vcpu);
 void over_break_off(struct vcpu *vcpu);
 void over_watch(void);
 
+// guard.c
+struct point *guard_at(uint64_t gpa, uint64_t sp);
+enum readiness guard_pass(struct vcpu *vcpu, struct point *point, uint64_t sp); // READY: as others
+
 // points.c. All but the finders between exclude() and readmit().
 int point_insert(struct vcpu *vcpu, const struct agent_point_request *request, struct point **new);
 int point_remove(uint32_t id);
 void points_clear(void);
 bool points_in(uint64_t gpa, uint64_t size);
 void points_withdraw(uint64_t gpa, uint64_t size);
-void points_restore(void);
+void points_restore(void); // where memory is as it was
+void points_renew(void);   // where it is as the guest has made it since
 bool point_lift(struct point *point);
 void point_put_back(struct point *point);
 bool point_is_intact(struct point *point); // the breakpoint is in memory, the instruction as it was
@@ -261,6 +266,8 @@ bool arch_resume_flag(struct vcpu *vcpu);
 void arch_clear_step(struct vcpu *vcpu); // a single-step flag that came back from a saved frame
 unsigned arch_length(const struct point *point); // of the instruction, as far as it is known
 bool arch_repeats(const struct point *point);    // may stay at its own pc without a jump
+int arch_return(struct vcpu *vcpu, uint64_t sp, uint64_t *address,
+                uint64_t *sp_then); // at a function\'s entry
 int arch_shift_clock(struct vcpu *vcpu, int64_t cycles);
 
 // Ioctls that set registers, and those that get the same.

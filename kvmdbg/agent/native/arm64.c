@@ -117,3 +117,9 @@ int arch_shift_clock(struct vcpu *vcpu, int64_t cycles)
     (void)cycles;
     return ENOTSUP;
 }
+
+int arch_return(struct vcpu *vcpu, uint64_t sp, uint64_t *address, uint64_t *sp_then)
+{
+    (void)vcpu, (void)sp, (void)address, (void)sp_then;
+    return ENOTSUP;
+}

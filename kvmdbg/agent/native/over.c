@@ -92,7 +92,7 @@ static bool emulate(struct vcpu *vcpu, struct point *point)
 
 enum readiness over_prepare(struct vcpu *vcpu)
 {
-    struct point *software, *hardware;
+    struct point *software, *hardware, *guard;
     struct location location;
 
     if (vcpu->over == OVER_NONE || arch_location(vcpu, &location))
@@ -108,6 +108,13 @@ enum readiness over_prepare(struct vcpu *vcpu)
     if (!software && !hardware) {
         over_done(vcpu);
         return READY;
+    }
+    guard = software ? guard_at(software->info.gpa, location.sp) : NULL;
+    if (guard) {
+        enum readiness readiness = guard_pass(vcpu, guard, location.sp);
+
+        if (readiness != READY)
+            return readiness;
     }
     if (software) {
         enum readiness readiness = emulate(vcpu, software) ? AGAIN : lift(vcpu, software);

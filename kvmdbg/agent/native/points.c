@@ -25,7 +25,10 @@ struct point *software_point_at(uint64_t gpa, uint64_t pc)
 
     for_each_point(point)
     {
-        if (armed(point) && point->info.gpa == gpa && (!found || point->info.address == pc))
+        // The one that was asked for at this address, and of those the one that stops.
+        if (armed(point) && point->info.gpa == gpa &&
+            (!found || (point->info.address == pc && !point->info.flags) ||
+             (point->info.address == pc && found->info.address != pc)))
             found = point;
     }
     return found;
@@ -218,7 +221,7 @@ static int insert_software(struct vcpu *vcpu, uint64_t root, struct point *point
     for_each_point(other)
     {
         if (other != point && other->info.kind == AGENT_SOFTWARE && other->info.gpa == page.gpa &&
-            other->info.address == point->info.address)
+            other->info.address == point->info.address && other->info.flags == point->info.flags)
             return EEXIST;
     }
     room = (uint32_t)(mask + 1 - (page.gpa & mask));
@@ -274,6 +277,7 @@ int point_insert(struct vcpu *vcpu, const struct agent_point_request *request, s
                                      .kind = request->kind,
                                      .address = request->address,
                                      .length = request->length,
+                                     .flags = request->flags,
                                      .debug_register = ~0u}};
     error = request->kind == AGENT_SOFTWARE ? insert_software(vcpu, request->root, point)
                                             : insert_hardware(point);
@@ -323,6 +327,17 @@ void points_withdraw(uint64_t gpa, uint64_t size)
     {
         if (armed(point) && is_in(point, gpa, size))
             disarm(point, AGENT_WITHDRAWN);
+    }
+}
+
+void points_renew(void)
+{
+    for_each_point(point)
+    {
+        if (point->info.kind != AGENT_SOFTWARE || point->info.state != AGENT_WITHDRAWN)
+            continue;
+        if (!load_masked(point->info.gpa, point->info.original, point->valid) || !arm(point))
+            point->info.state = AGENT_WITHDRAWN;
     }
 }
 

@@ -92,9 +92,13 @@ static bool is_retry(struct vcpu *vcpu, uint64_t pc)
 
 static void hit(struct vcpu *vcpu, struct point *point, struct agent_stop *stop)
 {
+    point->info.hits++;
+    if (point->info.flags) {
+        over_begin(vcpu, stop->pc);
+        return;
+    }
     stop->kind = AGENT_HIT;
     stop->point = point->info.id;
-    point->info.hits++;
     latch(vcpu, stop);
 }
 
@@ -144,6 +148,8 @@ static enum verdict register_exit(struct vcpu *vcpu, struct debug_exit *exit)
     if (point->info.kind != AGENT_HARDWARE) { // it has happened, and does not happen again
         agent.statistics.hits++;
         point->info.hits++;
+        if (point->info.flags)
+            return ENTER_AGAIN;
         exit->stop.kind = AGENT_WATCHED;
         exit->stop.point = point->info.id;
         latch(vcpu, &exit->stop);

@@ -379,3 +379,12 @@ int arch_shift_clock(struct vcpu *vcpu, int64_t cycles)
     }
     return result < 0 ? (int)-result : 0;
 }
+
+int arch_return(struct vcpu *vcpu, uint64_t sp, uint64_t *address, uint64_t *sp_then)
+{
+    const struct agent_range top = {
+        .space = AGENT_GVA, .vcpu = vcpu->index, .address = sp, .length = 8, .root = ~0ull};
+
+    *sp_then = sp + 8;
+    return memory_read(vcpu, &top, (uint8_t *)address) == 8 ? 0 : EFAULT;
+}

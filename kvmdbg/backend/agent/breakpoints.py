@@ -7,8 +7,10 @@ breakpoint that gets none becomes an int3. See :mod:`~.sites` for those.
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from kvmdbg.addr import Gva
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.backend.agent.guest import GuestArch
 from kvmdbg.backend.agent.placement import Abilities, Piece, pieces
@@ -52,6 +54,10 @@ class AgentBreakpoints:
         self._sites = sites
         self._abilities = abilities
         self._watches: dict[tuple[Kind, Piece], _Watch] = {}
+
+    def guard_against(self, patchers: Callable[[], Awaitable[Sequence[Gva]]]) -> None:
+        """See :class:`kvmdbg.target.capabilities.PatchesCode`."""
+        self._sites.guard_against(patchers)
 
     # --- the capability --------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvmdbg.addr import Gva, VcpuIndex
@@ -12,7 +14,7 @@ from kvmdbg.backend.agent.placement import Abilities
 from kvmdbg.backend.agent.vcpus import Vcpus
 from kvmdbg.errors import AgentRefused, BreakpointError, MemoryFault
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
-from kvmdbg.wire.structs import Access, Kind, Point, PointState
+from kvmdbg.wire.structs import Access, Kind, Point, PointFlags, PointState
 
 TAKEN = "every debug register is taken"
 _NO_INT3 = "this host's KVM hands us no int3 of the guest's {ring}"
@@ -53,6 +55,7 @@ class _Ground:
     lasting: bool = False
     """That will not change."""
     patched: bool = False
+    kernel: bool = True
     number: int = 0
 
 
@@ -69,8 +72,14 @@ class Sites:
         self._abilities = abilities
         self._sites: dict[Gva, Site] = {}
         self._stale = False
+        self._find_patchers: Callable[[], Awaitable[Sequence[Gva]]] | None = None
+        self._guards: list[int] = []
         self.focus = VcpuIndex(0)
         """The vCPU whose page tables count first: the one that stopped last."""
+
+    def guard_against(self, patchers: Callable[[], Awaitable[Sequence[Gva]]]) -> None:
+        """See :class:`kvmdbg.target.capabilities.PatchesCode`."""
+        self._find_patchers = patchers
 
     @property
     def all(self) -> list[Site]:
@@ -112,6 +121,7 @@ class Sites:
         for site in self.all:
             del self._sites[site.address]
             await self._take(site, None)
+        await self._drop_guards()
 
     # --- what changes by itself ------------------------------------------------------------------
 
@@ -128,6 +138,8 @@ class Sites:
         """Arm what is deferred, and what the guest has overwritten, if that is possible now."""
         software = [site for site in self._sites.values() if site.point and not site.in_register]
         stale, self._stale = self._stale, False
+        if stale:
+            await self._drop_guards()
         if software:
             states = {point.id: point.state for point in await self._agent.points()}
             for site in software:
@@ -185,11 +197,13 @@ class Sites:
             user = bool(mapping.access & Access.USER)
             able = self._abilities.user_int3 if user else self._abilities.kernel_int3
             trouble = "" if able else _NO_INT3.format(ring="programs" if user else "kernel")
-            return _Ground(trouble, bool(trouble), patched, number)
+            return _Ground(trouble, bool(trouble), patched, not user, number)
         return _Ground(_UNMAPPED)
 
     async def _int3(self, site: Site, ground: _Ground, note: str) -> bool:
         """False where that cannot be written."""
+        if ground.kernel:
+            await self._guard(ground.number)
         try:
             point = await self._agent.insert(Kind.SOFTWARE, site.address, 1, vcpu=ground.number)
         except AgentRefused as error:
@@ -198,6 +212,21 @@ class Sites:
             return False
         await self._take(site, point, note)
         return True
+
+    async def _guard(self, number: int) -> None:
+        """Have the agent take every int3 out while the kernel patches code."""
+        if self._guards or self._find_patchers is None:
+            return
+        for address in await self._find_patchers():
+            with contextlib.suppress(AgentRefused):  # not mapped: it does not run either
+                guard = await self._agent.insert(
+                    Kind.SOFTWARE, address, 1, vcpu=number, flags=PointFlags.GUARD
+                )
+                self._guards.append(guard.id)
+
+    async def _drop_guards(self) -> None:
+        while self._guards:
+            await self._agent.remove(self._guards.pop())
 
     async def _register(self, site: Site, note: str, *, make_room: bool = False) -> bool:
         """False if every debug register is taken."""
