@@ -107,6 +107,8 @@ class AgentExecution:
     async def resync(self) -> None:
         """See the capability."""
         await self._run_control.pause()
+        self._clock.forget()  # it went on: nobody knows for how long
+        self._clock.stopped(now())
         self._forget_state()
 
     def forget(self) -> None:

@@ -96,7 +96,7 @@ async def test_everybody_has_breakpoints_of_his_own(
     assert b"breakpoint at %#x, length 1, of gdb-2, was hit" % AHEAD in gdb.console
     assert "of gdb-2" not in looker.console.decode()
     said = await gdb.monitor("breakpoints")
-    assert said == f"software breakpoint at {AHEAD:#x}, length 1: gdb-2\n"
+    assert said == f"software breakpoint at {AHEAD:#x}, length 1: a fake; gdb-2\n"
     # gdb steps off its breakpoint before it goes on; the step is not its to make.
     await looker.ask(b"z0,%x,1" % AHEAD)
     assert (await looker.ask(b"vCont;s:p1.1")).startswith(b"T05")

@@ -1,0 +1,14 @@
+"""Tests that want a KVM which stops guests in ring 0: the lab's, or a host's whose doctor says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmdbg.machine.verdict import kvm_verdict
+
+
+@pytest.fixture(autouse=True)
+def needs_right_kvm() -> None:
+    verdict = kvm_verdict()
+    if not verdict.kvm:
+        pytest.skip(f"{verdict.reason}: tests/lab runs this in the lab")
