@@ -1,4 +1,4 @@
-"""Tests that want a KVM which stops guests in ring 0: the lab's, or a host's whose doctor says so."""
+"""Tests for a KVM that stops guests in ring 0: the lab's, or one that doctor finds right."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SITES = (
     "__x64_sys_clock_nanosleep",
     "hrtimer_nanosleep",
 )
-"""Entries of functions that the workload calls all the time: more than there are debug registers."""
+"""Entries of functions that the workload calls all the time; more than debug registers."""
 
 COMPLAINTS = ("WARNING:", "BUG:", "ftrace failed", "ftrace bug", "Oops", "Kernel panic")
 
