@@ -18,7 +18,8 @@ def compile_soak(program: Path, sanitizers: str, agent: Path = AGENT) -> None:
     """Compile the agent in folder ``agent`` with the fake KVM and the controller of soak.c."""
     sources = [
         *(p for p in agent.glob("*.c") if p.name not in ON_OTHER_MACHINES | INTO_QEMU),
-        *FAKE.glob("*.c"),
+        FAKE / "fake.c",
+        FAKE / "soak.c",
     ]
     _compile(program, sources, [f"-fsanitize={sanitizers}", f"-I{agent}"])
 

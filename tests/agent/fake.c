@@ -217,6 +217,7 @@ static void enter_handler(unsigned index, struct cpu *cpu)
 {
     cpu->frame_rip = cpu->rip;
     cpu->frame_tf = cpu->tf;
+    cpu->rsp -= 48;
     cpu->tf = false;
     cpu->rip = base_of(index) + HANDLER;
     cpu->handler_left = random_below(40);
@@ -232,6 +233,7 @@ static bool handler_step(unsigned index, struct cpu *cpu)
         return cpu->tf;
     }
     cpu->rip = cpu->frame_rip;
+    cpu->rsp += 48;
     cpu->tf = cpu->frame_tf;
     return false; // the trap comes after the instruction that was returned to
 }
@@ -526,7 +528,7 @@ void entry_release(void)
 static pthread_mutex_t bql = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t halt = PTHREAD_COND_INITIALIZER, paused = PTHREAD_COND_INITIALIZER;
 static pthread_t main_loop;
-static bool quit;
+static bool quit, quit_main_loop;
 static _Thread_local struct cpu *current;
 
 static void on_kick(int signal)
@@ -655,7 +657,7 @@ static void *run_main_loop(void *argument)
         usleep(random_below(4) ? random_below(3000) : 0);
         events++;
         pthread_mutex_lock(&bql);
-        leave = quit;
+        leave = quit_main_loop;
         if (!leave) {
             stop_all();
             if (!random_below(3))
@@ -728,12 +730,17 @@ void fake_run_qemu(unsigned seed)
 void fake_end_qemu(void)
 {
     pthread_mutex_lock(&bql);
+    quit_main_loop = true;
+    pthread_mutex_unlock(&bql);
+    pthread_join(main_loop, NULL);
+    pthread_mutex_lock(&bql);
     quit = true;
     pthread_cond_broadcast(&halt);
     pthread_mutex_unlock(&bql);
-    pthread_join(main_loop, NULL);
     for (unsigned i = 0; i < VCPUS; i++) {
         pthread_kill(cpus[i].thread, SIGUSR1);
         pthread_join(cpus[i].thread, NULL);
+        if (cpus[i].debug.control)
+            broken("vCPU %u is still debugged: %#x", i, cpus[i].debug.control);
     }
 }

@@ -27,6 +27,7 @@ static uint32_t payload_length;
 static uint64_t reported[SITES], sessions, requests, steps, stops;
 static uint32_t point_at[SITES]; // id, 0: none
 static uint8_t pristine[64];
+static uint32_t flags; // of the session
 
 static void receive(void *buffer, size_t length)
 {
@@ -319,8 +320,11 @@ static void session(void)
         armed[site] = false;
     if (random_below(2))
         must(request(AGENT_DETACH, NULL, 0), "detach");
-    for (unsigned i = 0; i < VCPUS; i++)
-        licence[i] = NO_SITE;
+    blur_licences(NO_SITE);
+    for (unsigned i = 0; i < VCPUS; i++) {
+        if (!(flags & AGENT_HONOURS_RF)) // a vCPU may be about to use its RF
+            licence[i] = NO_SITE;
+    }
     close(controller);
 }
 
@@ -361,6 +365,8 @@ int main(int count, char **arguments)
     }
     connect_session();
     close(controller);
+    await_progress();
+    usleep(200000); // handlers come to their end
     await_progress();
     fake_end_qemu();
     printf("%llu events, %lu sessions, %lu requests, %lu hits reported, %lu steps, "

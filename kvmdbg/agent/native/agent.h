@@ -252,6 +252,8 @@ struct debug_exit {
 extern const uint8_t ARCH_BREAKPOINT[];
 extern const unsigned ARCH_BREAKPOINT_SIZE;
 extern const uint32_t ARCH_MACHINE;
+extern const uint32_t ARCH_DEBUG_INJECT; // control bits: to be done once
+extern const uint32_t ARCH_DEBUG_TRAPS;  // control bits: steps and debug registers
 unsigned arch_debug_registers(void);
 bool arch_can_watch(const struct agent_point_request *request);
 void arch_probe(void); // what this KVM offers
@@ -274,6 +276,14 @@ int arch_shift_clock(struct vcpu *vcpu, int64_t cycles);
 struct register_ioctl {
     unsigned set;
     unsigned get;
-    bool listed; // one by one, by number: MSRs, KVM_SET_ONE_REG
+    bool listed; // one by one, by number
 };
 extern const struct register_ioctl ARCH_REGISTERS[]; // up to set = 0
+
+struct listed {
+    uint64_t number;
+    void *value; // as it is passed to KVM
+    uint32_t size;
+};
+bool arch_listed(uint8_t *payload, uint32_t size, unsigned i, struct listed *listed); // the i-th
+long arch_set_listed(struct vcpu *vcpu, uint64_t number, void *value);

@@ -5,12 +5,31 @@
 const uint8_t ARCH_BREAKPOINT[] = {0x00, 0x00, 0x20, 0xd4}; // brk #0
 const unsigned ARCH_BREAKPOINT_SIZE = 4;
 const uint32_t ARCH_MACHINE = 183;
+const uint32_t ARCH_DEBUG_INJECT = 0;
+const uint32_t ARCH_DEBUG_TRAPS = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW;
 
 const struct register_ioctl ARCH_REGISTERS[] = {
     {KVM_SET_ONE_REG, KVM_GET_ONE_REG, true},
     {KVM_SET_VCPU_EVENTS, KVM_GET_VCPU_EVENTS, false},
     {0},
 };
+
+bool arch_listed(uint8_t *payload, uint32_t size, unsigned i, struct listed *listed)
+{
+    struct kvm_one_reg *one = (struct kvm_one_reg *)payload;
+
+    if (i || size < sizeof(*one))
+        return false;
+    *listed = (struct listed){one->id, (void *)(uintptr_t)one->addr, size - sizeof(*one)};
+    return true;
+}
+
+long arch_set_listed(struct vcpu *vcpu, uint64_t number, void *value)
+{
+    struct kvm_one_reg one = {.id = number, .addr = (uintptr_t)value};
+
+    return kvm->ioctl(vcpu->fd, KVM_SET_ONE_REG, (uintptr_t)&one);
+}
 
 unsigned arch_debug_registers(void)
 {

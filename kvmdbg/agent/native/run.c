@@ -90,6 +90,19 @@ static bool is_retry(struct vcpu *vcpu, uint64_t pc)
     return true;
 }
 
+// A trap while astray: the frame with TF was returned to, unless KVM steps through the handler.
+// That one's frames are on another stack, or further down on this one.
+static bool is_back(struct vcpu *vcpu)
+{
+    enum { PUSHED = 16, DROPPED = 65536 }; // by the one instruction since
+    struct location location;
+
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP))
+        return true;
+    return !arch_location(vcpu, &location) &&
+           location.sp - (vcpu->left.sp - PUSHED) <= PUSHED + DROPPED;
+}
+
 static void hit(struct vcpu *vcpu, struct point *point, struct agent_stop *stop)
 {
     point->info.hits++;
@@ -187,7 +200,6 @@ static void step_exit(struct vcpu *vcpu, struct debug_exit *exit)
 
 static enum verdict debug_exit(struct vcpu *vcpu)
 {
-    const uint32_t by_qemu = vcpu->qemu_debug.control;
     const bool stepping = vcpu->action == AGENT_STEP || vcpu->over == OVER_STEPPING;
     struct debug_exit exit;
 
@@ -195,11 +207,13 @@ static enum verdict debug_exit(struct vcpu *vcpu)
     if (exit.breakpoint)
         return breakpoint_exit(vcpu, &exit);
     vcpu->stepped |= exit.step;
-    if (exit.step && vcpu->astray && !(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
-        arch_clear_step(vcpu);
+    if (exit.step && vcpu->astray && is_back(vcpu)) {
         vcpu->astray = false;
         vcpu->attention = true;
-        return ENTER_AGAIN;
+        if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
+            arch_clear_step(vcpu);
+            return ENTER_AGAIN;
+        }
     }
     if (exit.step && stepping)
         step_exit(vcpu, &exit);
@@ -207,7 +221,7 @@ static enum verdict debug_exit(struct vcpu *vcpu)
         return register_exit(vcpu, &exit);
     if (exit.step && stepping)
         return ENTER_AGAIN;
-    if (by_qemu & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP))
+    if (vcpu->qemu_debug.control & ARCH_DEBUG_TRAPS)
         return TO_QEMU;
     // A step that was ours until just now.
     if (exit.step && vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)
