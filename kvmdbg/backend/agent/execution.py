@@ -116,6 +116,7 @@ class AgentExecution:
         self._forget_state()
         self._sites.was_reset()
         self._clock.forget()
+        self._wake.set()
 
     def _forget_state(self) -> None:
         self._reported.clear()

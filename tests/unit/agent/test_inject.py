@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -108,6 +109,17 @@ async def test_it_may_be_interrupted_at_any_time(program: Path) -> None:
             assert lib.remote_stop(waiter.pid, 1000, stopped) == 0
             lib.remote_release(stopped[0])
             assert waiter.wake() == "same"
+
+
+async def test_nobody_who_gives_up_waiting_does_harm(program: Path, library: Path) -> None:
+    with waiting(program) as waiter:
+        for delay in (0.0, 0.1, 0.2, 0.4):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await inject(waiter.pid, library)
+            assert waiter.wake() == "same"
+        await asyncio.get_running_loop().shutdown_default_executor()  # all have ended
+        assert waiter.wake() == "same"
 
 
 async def test_a_function_that_crashes_is_no_crash_of_the_process(

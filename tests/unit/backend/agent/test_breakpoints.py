@@ -110,6 +110,14 @@ async def test_hardware_breakpoints_beyond_the_registers_are_int3s(kit: Kit) -> 
     assert kit.engine.breakpoints.hit(fifth.id) == BreakpointHit(HARDWARE, Gva(0x1005))
 
 
+async def test_an_int3_that_shall_be_in_a_register_stays_where_there_is_none(kit: Kit) -> None:
+    kit.agent.debug_registers = 0
+    await insert(kit, SOFTWARE, 0x1000)
+    await insert(kit, HARDWARE, 0x1000)
+    assert points(kit) == [(Kind.SOFTWARE, 0x1000)]
+    assert (await described(kit))[0x1000] == "int3: every debug register is taken"
+
+
 async def test_a_fifth_watchpoint_names_the_four(kit: Kit) -> None:
     for n in range(4):
         await insert(kit, WRITE if n else ACCESS, 0x5000 + 8 * n, 8)
