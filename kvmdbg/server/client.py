@@ -72,8 +72,6 @@ class Client:
     extended: bool = False
     seen: Stop | None = None
     """The stop that it was told last."""
-    at_breakpoint: bool = False
-    """That was a hit of a breakpoint of its own."""
     skips: bool = False
     """It waits for a stop that it will not show."""
     killed: bool = False
@@ -104,10 +102,9 @@ class Client:
         """Raise Busy when another client drives."""
         self.vm.clients.require_drive(self.id)
 
-    def shown(self, stop: Stop, *, at_breakpoint: bool = False) -> None:
+    def shown(self, stop: Stop) -> None:
         """The client is told of ``stop``: what it asks next is about that vCPU."""
         self.seen = None if self.skips else stop
-        self.at_breakpoint = at_breakpoint and not self.skips
         self.skips = False
         self.access = stop.vcpu
 

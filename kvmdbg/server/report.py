@@ -48,7 +48,7 @@ _CAUSES = {BreakpointKind.SOFTWARE: Cause.SOFTWARE, BreakpointKind.HARDWARE: Cau
 async def tell_stop(client: Client, stop: Stop) -> StopReply:
     """The stop reply for ``stop``; what ``client`` asks next is about that."""
     reply = await _stop_reply(client.vm, stop, client.id)
-    client.shown(stop, at_breakpoint=reply.cause is not None)
+    client.shown(stop)
     return reply
 
 

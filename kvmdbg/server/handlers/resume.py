@@ -98,13 +98,13 @@ async def _resume(client: Client, plan: ResumePlan) -> Outcome:
 async def _look(client: Client, plan: ResumePlan) -> Outcome:
     """Somebody else drives: to continue is to wait for the next stop.
 
-    A gdb that goes on from a breakpoint of its own steps that thread alone first; it is told that
-    it did, and does not show where that led.
+    A gdb that goes on from where it has a breakpoint steps that thread alone first, and again until
+    it believes that it did: it is told so, and does not show where that led.
     """
     vm = client.vm
     actions = [plan.action(vcpu) for vcpu in vm.vcpus]
     alone = plan.default is Action.HOLD and list(plan.actions.values()) == [Action.STEP]
-    if alone and client.at_breakpoint:
+    if alone:
         client.skips = True
     elif Action.STEP in actions or Action.HOLD in actions:
         client.require_drive()
