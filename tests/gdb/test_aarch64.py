@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 from collections.abc import AsyncIterator
 
@@ -30,6 +31,12 @@ _INTERRUPT = re.compile(r"el[01][ht]_64_irq\w*|el[01]_interrupt|call_on_irq_stac
 
 pytestmark = [pytest.mark.gdb, pytest.mark.kvmdbg(vm=IMAGE)]
 running = pytest.mark.kvmdbg(run=True)
+
+
+@pytest.fixture(autouse=True)
+def accelerator_fits(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--kvmdbg-accel") == "kvm" and platform.machine() != "aarch64":
+        pytest.skip(f"KVM runs no aarch64 guest on {platform.machine()}")
 
 
 @pytest_asyncio.fixture
