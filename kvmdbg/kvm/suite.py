@@ -12,6 +12,7 @@ from kvmdbg.kvm.transport import Transport
 
 PASS = "pass"
 DONE = "ran to its end"
+NO_RETURN = "did not come back"
 
 Results = dict[str, str | int | float]
 """Case or fact → outcome or value."""
@@ -51,6 +52,6 @@ def describe(exit: Exit) -> str:
         case InternalError(suberror=suberror):
             return f"KVM internal error {suberror}"
         case Interrupted():
-            return "did not come back"
+            return NO_RETURN
         case _:
             return str(exit)

@@ -21,10 +21,11 @@ import msgspec
 from kvmdbg.errors import KvmError
 from kvmdbg.kvm.local import KVM_DEVICE, LocalKvm
 from kvmdbg.kvm.probes import PROBES, Prober
-from kvmdbg.kvm.suite import Results
+from kvmdbg.kvm.suite import NO_RETURN, Results
 
-GUEST_LIMIT = 1.0
-"""Seconds until a guest is told to come back."""
+GUEST_LIMITS = (1.0, 3.0)
+"""Seconds until a guest is told to come back, at the first and, on a host that is busy, at another
+attempt."""
 _DEATH_LIMIT = 1.0
 _AGAIN = 0.1  # the signal may have come just before KVM_RUN
 
@@ -128,9 +129,13 @@ def main(device: str, names: list[str]) -> None:
     with LocalKvm(device) as kvm, Prober(kvm) as prober:
         for name in names:
             _write(_Line(name, None))
-            signal.setitimer(signal.ITIMER_REAL, GUEST_LIMIT, _AGAIN)
-            results = prober.probe(name)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            results: Results = {}
+            for limit in GUEST_LIMITS:
+                signal.setitimer(signal.ITIMER_REAL, limit, _AGAIN)
+                results = prober.probe(name)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                if NO_RETURN not in results.values():
+                    break
             _write(_Line(name, results))
 
 

@@ -108,7 +108,7 @@ async def test_everybody_has_breakpoints_of_his_own(
     await looker.close()
     await host.wait_left()
     assert await gdb.monitor("breakpoints") == (
-        f"software breakpoint at {AHEAD + 8:#x}, length 1: gdb-1\n"
+        f"software breakpoint at {AHEAD + 8:#x}, length 1: a fake; gdb-1\n"
     )
 
 
