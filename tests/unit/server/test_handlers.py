@@ -462,10 +462,25 @@ async def test_monitor_qmp(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.monitor('qmp query-status {"a": 1}') != ""
 
 
+async def test_monitor_info_mem_is_not_asked_about_5_levels(gdb: RspPeer, host: FakeHost) -> None:
+    host.fake.monitor.hmp_answers["info mem"] = "0000-1000 urw\n"
+    assert await gdb.monitor("info mem") == "0000-1000 urw\n"
+    number = host.vm.arch.numbers["cr4"]
+    host.fake.guest.registers[0][number] = (1 << 12).to_bytes(8, "little")
+    reply = await gdb.ask(b"qRcmd," + b"info  mem".hex().encode())
+    assert reply.startswith(b"E.monitor info mem is refused: ")
+
+
+async def test_monitor_qmp_as_one_object(gdb: RspPeer, host: FakeHost) -> None:
+    host.fake.monitor.qmp_answers["query-status"] = {"running": False}
+    line = 'qmp {"execute": "query-status", "arguments": {"a": 1}}'
+    assert await gdb.monitor(line) == '{\n  "running": false\n}\n'
+
+
 @pytest.mark.parametrize(
     "line",
     ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-remove x", "nope",
-     "qmp x {", "qmp x 1"],
+     "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}'],
 )  # fmt: skip
 async def test_monitor_refuses(gdb: RspPeer, host: FakeHost, line: str) -> None:
     reply = await gdb.ask(b"qRcmd," + line.encode().hex().encode())
