@@ -72,6 +72,8 @@ class Client:
     extended: bool = False
     seen: Stop | None = None
     """The stop that it was told last."""
+    waits: bool = False
+    """It looks, and waits for the next stop; till then it does not mind that the VM runs."""
     skips: bool = False
     """It waits for a stop that it will not show."""
     killed: bool = False
@@ -107,6 +109,9 @@ class Client:
         self.seen = None if self.skips else stop
         self.skips = False
         self.access = stop.vcpu
+        if self.waits:
+            self.waits = False
+            self.vm.clients.hold(self.id)
 
     async def release(self) -> None:
         """Take out all its breakpoints and let the VM run on, unless others hold it."""

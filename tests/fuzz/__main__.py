@@ -29,6 +29,9 @@ REQUESTS = [
         b"QStartNoAckMode", b"Hgp0.0", b"qXfer:features:read:target.xml:0,1000", b"qfThreadInfo",
         b"mffffffff81000000,40", b"X1000,4:\x03#$}", b"Z0,1000,1;X3,220a27;cmds:0,X1,27", b"p10",
         b"vCont;s:p1.1;c:p1.-1", b"vCont;c", b"D;1", b"qRcmd,68656c70", b"P10=0000000000000000",
+        b"x1000,40", b"qSearch:memory:1000;40;a\x00}#", b"qCRC:1000,40", b"vFile:open:2f61,0,1c0",
+        b"vFile:pread:0,40,0", b"vCont;r10,20:p1.1;t:p1.-1", b"Qqemu.sstep=0x7", b"QNonStop:1",
+        b"QCatchSyscalls:1;1;2", b"QThreadEvents:1", b"qXfer:threads:read::0,40", b"R00", b"!",
     )
 ]  # fmt: skip
 REPLIES = [

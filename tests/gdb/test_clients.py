@@ -99,6 +99,9 @@ async def test_what_pwndbg_and_gef_ask_qemu(kvmdbg_vm: Vm, booted_gdb: Gdb) -> N
         ("help xp", "physical"),
     ):
         assert expected in await gdb.cli(f"monitor {command}"), command
+    with pytest.raises(GdbError):
+        await gdb.cli("monitor info mem")
+    assert "with 5-level paging QEMU takes minutes" in "".join(gdb.console)
     # A watchpoint that gdb knows nothing of: in this form it takes no debug register of gdb's.
     counter = demo.workload()["workload_iterations"]
     await gdb.cli("delete")

@@ -76,6 +76,7 @@ async def test_threads_come_as_one_object(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
 async def test_memory_map(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
     gdb = any_gdb
     assert "There are no memory regions defined" in await gdb.cli("info mem")
+    assert not any("parsing target memory map" in text for text in gdb.console)
     assert await packet(gdb, "Qqemu.PhyMemMode:1") == "OK"
     assert await packet(gdb, "qqemu.PhyMemMode") == "1"
     regions = await packet(gdb, "qXfer:memory-map:read::0,1000")
@@ -123,3 +124,10 @@ async def test_extended_remote(kvmdbg_vm: Vm) -> None:
         await gdb.cli("starti")
         assert await gdb.value("$pc") == 0xFFF0
         assert await kvmdbg_vm.register("rip") == 0xFFF0
+
+
+async def test_non_stop_is_refused_in_words(kvmdbg_vm: Vm) -> None:
+    async with start_gdb(None, gdb=GDB_18) as gdb:
+        await gdb.cli("set non-stop on")
+        with pytest.raises(GdbError, match="the engine stub stops all vCPUs or none"):
+            await gdb.mi(f"-target-select remote {kvmdbg_vm.status.gdb_socket}")

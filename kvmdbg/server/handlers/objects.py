@@ -32,11 +32,11 @@ async def threads(client: Client, annex: str) -> bytes:
 
 
 async def memory_map(client: Client, annex: str) -> bytes:
-    """``qXfer:memory-map``: of physical memory.
-
-    While addresses are virtual it is empty, which to gdb means that there may be memory anywhere.
-    """
-    regions = await client.host.memory_map() if client.physical else ()
+    """``qXfer:memory-map``: of physical memory; while addresses are virtual there is none, which to
+    gdb means that there may be memory anywhere."""
+    if not client.physical:
+        raise NoSuchAnnex("the memory map is of physical memory: set Qqemu.PhyMemMode first")
+    regions = await client.host.memory_map()
     lines = [
         f'  <memory type={quoteattr(region.kind.value)} start="{region.start:#x}"'
         f' length="{region.length:#x}"/>'

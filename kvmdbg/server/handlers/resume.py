@@ -51,6 +51,7 @@ async def resume_thread(client: Client, command: ResumeThread) -> Outcome:
     """``c C s S``"""
     vcpu = client.vcpu(client.resumed)
     if command.address is not None:
+        client.require_drive()
         await _set_pc(client, vcpu, command.address)
     others = Action.HOLD if client.resumed.is_one else Action.CONTINUE
     action = Action.STEP if command.step else Action.CONTINUE
@@ -110,6 +111,8 @@ async def _look(client: Client, plan: ResumePlan) -> Outcome:
         client.require_drive()
     if vm.stop is not None and (client.skips or vm.stop is not client.seen):
         return await tell_stop(client, vm.stop)
+    client.waits = True
+    vm.clients.let_go(client.id)
     if client.skips:
         return Running()
     return Running(

@@ -34,7 +34,13 @@ async def test_who_looks_reads_and_changes_nothing(
     assert await looker.ask(b"qAttached:1") == b"1"
     assert await gdb.ask(b"qAttached:1") == b"0"
     words = b"E.the VM fake is driven by gdb-1: detach it there first, or take over with"
-    for payload in (b"M%x,1:ff" % DATA, b"P0=" + b"0" * 16, b"vCont;s:p1.1;c", b"Qqemu.sstep=1"):
+    for payload in (
+        b"M%x,1:ff" % DATA,
+        b"P0=" + b"0" * 16,
+        b"vCont;s:p1.1;c",
+        b"c10",
+        b"Qqemu.sstep=1",
+    ):
         assert (await looker.ask(payload)).startswith(words)
     assert host.fake.engine.execution.plans == []
     # Killing is leaving.
@@ -132,6 +138,17 @@ async def test_hand_over(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:
     await host.wait_left()
     assert (await gdb.ask(b"vCont;s:p1.1")).startswith(b"T05")
     assert host.vm.clients.driver == "gdb-1"
+
+
+async def test_who_waits_does_not_keep_the_vm_stopped(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    await looker.send(b"vCont;c")
+    assert await gdb.ask(b"D;1") == b"OK"
+    await host.wait_running()
+    looker.interrupt()
+    assert (await looker.receive()).startswith(b"T02")
+    assert host.vm.clients.holders == {"gdb-2"}
 
 
 async def test_monitor_watch(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:

@@ -184,7 +184,7 @@ async def test_threads_as_an_object(gdb: RspPeer, peer: RspPeer) -> None:
 
 
 async def test_memory_map_is_of_physical_memory(gdb: RspPeer) -> None:
-    assert b"<memory-map>\n</memory-map>" in await gdb.ask(b"qXfer:memory-map:read::0,1000")
+    assert await gdb.ask(b"qXfer:memory-map:read::0,1000") == b"E00"
     await gdb.ask(b"Qqemu.PhyMemMode:1")
     regions = await gdb.ask(b"qXfer:memory-map:read::0,1000")
     assert b'<memory type="ram" start="0x0" length="0x10000"/>' in regions
@@ -470,10 +470,25 @@ async def test_monitor_qmp(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.monitor('qmp query-status {"a": 1}') != ""
 
 
+async def test_monitor_info_mem_is_not_asked_about_5_levels(gdb: RspPeer, host: FakeHost) -> None:
+    host.fake.monitor.hmp_answers["info mem"] = "0000-1000 urw\n"
+    assert await gdb.monitor("info mem") == "0000-1000 urw\n"
+    number = host.vm.arch.numbers["cr4"]
+    host.fake.guest.registers[0][number] = (1 << 12).to_bytes(8, "little")
+    reply = await gdb.ask(b"qRcmd," + b"info  mem".hex().encode())
+    assert reply.startswith(b"E.monitor info mem is refused: ")
+
+
+async def test_monitor_qmp_as_one_object(gdb: RspPeer, host: FakeHost) -> None:
+    host.fake.monitor.qmp_answers["query-status"] = {"running": False}
+    line = 'qmp {"execute": "query-status", "arguments": {"a": 1}}'
+    assert await gdb.monitor(line) == '{\n  "running": false\n}\n'
+
+
 @pytest.mark.parametrize(
     "line",
     ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-remove x", "nope",
-     "qmp x {", "qmp x 1"],
+     "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}'],
 )  # fmt: skip
 async def test_monitor_refuses(gdb: RspPeer, host: FakeHost, line: str) -> None:
     reply = await gdb.ask(b"qRcmd," + line.encode().hex().encode())
