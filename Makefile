@@ -121,6 +121,10 @@ lab-update: setup ## pin the lab's packages and wheels as mirror and index have 
 bench: images ## RSP round trips, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
 
+.PHONY: soak
+soak: setup ## what make test samples, in full: the agent's interleavings
+	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent
+
 .PHONY: clean
 clean: ## remove .venv, builds and caches (images stay in the user's cache)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

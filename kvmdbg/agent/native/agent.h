@@ -31,9 +31,14 @@ extern const struct kvm_ops *kvm;
 // Where a vCPU is with the breakpoint that it is about to pass.
 enum over {
     OVER_NONE,
-    OVER_WANTED,   // at `over_pc`; to be passed before anything else is executed
-    OVER_STEPPING, // KVM single-steps it; a software breakpoint is lifted
-    OVER_ASTRAY // left it for a fault or interrupt handler: TF is in a frame on the guest's stack
+    OVER_WANTED,  // at `over_pc`; to be passed before anything else is executed
+    OVER_STEPPING // KVM single-steps it; a software breakpoint is lifted
+};
+
+// A place in the guest's execution.
+struct location {
+    uint64_t pc; // linear
+    uint64_t sp;
 };
 
 struct vcpu {
@@ -49,9 +54,8 @@ struct vcpu {
     atomic_bool attention;
     atomic_ullong entries;
 
-    // The vCPU's own thread only.
-    bool incomplete; // QEMU was given an exit that KVM completes when it is entered again
-    unsigned vanished_in_a_row;
+    atomic_bool incomplete;     // QEMU has an exit to deal with, and then to call KVM_RUN
+    unsigned vanished_in_a_row; // the vCPU's own thread only
 
     // The rest is under agent.lock.
     bool waiting;
@@ -61,8 +65,13 @@ struct vcpu {
     struct agent_stop stop;
     enum over over;
     uint64_t over_pc;
-    uint64_t over_sp;
-    bool debug_stale; // to be told to KVM again, even if nothing changed
+    bool stepped;         // the step that KVM was told to do is done
+    struct location step; // where it began
+    // It began, and the guest's handler of a fault or interrupt was entered instead: TF waits in a
+    // saved frame, and is not the guest's when it comes back.
+    bool astray;
+    struct location left; // the instruction that it will come back to
+    bool debug_stale;     // to be told to KVM again, even if nothing changed
     struct kvm_guest_debug applied;
     struct kvm_guest_debug qemu_debug; // what QEMU asked for
     struct kvm_guest_debug raw_debug;  // what the controller asked for, in raw mode
@@ -128,6 +137,8 @@ void gate_left(struct vcpu *vcpu); // the same, with the lock taken
 bool gate_is_shut(const struct vcpu *vcpu);
 void exclude(struct vcpu *only);
 void readmit(struct vcpu *only);
+void settle(
+    struct vcpu *vcpu); // while excluded: until its registers are those between instructions
 bool own_the_world(struct vcpu *vcpu); // false: some vCPU is still in KVM_RUN
 void disown_the_world(void);
 void call_out_others(const struct vcpu *except);
@@ -236,10 +247,12 @@ struct debug_exit {
 extern const uint8_t ARCH_BREAKPOINT[];
 extern const unsigned ARCH_BREAKPOINT_SIZE;
 extern const uint32_t ARCH_MACHINE;
+extern const uint32_t ARCH_DEBUG_INJECT; // control bits: to be done once
+extern const uint32_t ARCH_DEBUG_TRAPS;  // control bits: steps and debug registers
 unsigned arch_debug_registers(void);
 bool arch_can_watch(const struct agent_point_request *request);
 void arch_probe(void); // what this KVM offers
-int arch_location(struct vcpu *vcpu, uint64_t *pc, uint64_t *sp);
+int arch_location(struct vcpu *vcpu, struct location *location);
 int arch_paging(struct vcpu *vcpu, struct paging *paging);
 int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translation *translation);
 void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug);
@@ -256,6 +269,14 @@ int arch_shift_clock(struct vcpu *vcpu, int64_t cycles);
 struct register_ioctl {
     unsigned set;
     unsigned get;
-    bool listed; // one by one, by number: MSRs, KVM_SET_ONE_REG
+    bool listed; // one by one, by number
 };
 extern const struct register_ioctl ARCH_REGISTERS[]; // up to set = 0
+
+struct listed {
+    uint64_t number;
+    void *value; // as it is passed to KVM
+    uint32_t size;
+};
+bool arch_listed(uint8_t *payload, uint32_t size, unsigned i, struct listed *listed); // the i-th
+long arch_set_listed(struct vcpu *vcpu, uint64_t number, void *value);

@@ -5,12 +5,31 @@
 const uint8_t ARCH_BREAKPOINT[] = {0x00, 0x00, 0x20, 0xd4}; // brk #0
 const unsigned ARCH_BREAKPOINT_SIZE = 4;
 const uint32_t ARCH_MACHINE = 183;
+const uint32_t ARCH_DEBUG_INJECT = 0;
+const uint32_t ARCH_DEBUG_TRAPS = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW;
 
 const struct register_ioctl ARCH_REGISTERS[] = {
     {KVM_SET_ONE_REG, KVM_GET_ONE_REG, true},
     {KVM_SET_VCPU_EVENTS, KVM_GET_VCPU_EVENTS, false},
     {0},
 };
+
+bool arch_listed(uint8_t *payload, uint32_t size, unsigned i, struct listed *listed)
+{
+    struct kvm_one_reg *one = (struct kvm_one_reg *)payload;
+
+    if (i || size < sizeof(*one))
+        return false;
+    *listed = (struct listed){one->id, (void *)(uintptr_t)one->addr, size - sizeof(*one)};
+    return true;
+}
+
+long arch_set_listed(struct vcpu *vcpu, uint64_t number, void *value)
+{
+    struct kvm_one_reg one = {.id = number, .addr = (uintptr_t)value};
+
+    return kvm->ioctl(vcpu->fd, KVM_SET_ONE_REG, (uintptr_t)&one);
+}
 
 unsigned arch_debug_registers(void)
 {
@@ -29,11 +48,11 @@ void arch_probe(void)
 {
 }
 
-int arch_location(struct vcpu *vcpu, uint64_t *pc, uint64_t *sp)
+int arch_location(struct vcpu *vcpu, struct location *location)
 {
     const uint64_t core = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE;
-    struct kvm_one_reg get_pc = {core | KVM_REG_ARM_CORE_REG(regs.pc), (uintptr_t)pc};
-    struct kvm_one_reg get_sp = {core | KVM_REG_ARM_CORE_REG(regs.sp), (uintptr_t)sp};
+    struct kvm_one_reg get_pc = {core | KVM_REG_ARM_CORE_REG(regs.pc), (uintptr_t)&location->pc};
+    struct kvm_one_reg get_sp = {core | KVM_REG_ARM_CORE_REG(regs.sp), (uintptr_t)&location->sp};
 
     if (kvm->ioctl(vcpu->fd, KVM_GET_ONE_REG, (uintptr_t)&get_pc) < 0 ||
         kvm->ioctl(vcpu->fd, KVM_GET_ONE_REG, (uintptr_t)&get_sp) < 0)
@@ -66,10 +85,11 @@ void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
 void arch_read_exit(const struct vcpu *vcpu, struct debug_exit *exit)
 {
     const uint32_t class = vcpu->run->debug.arch.hsr >> 26;
-    uint64_t sp;
+    struct location location = {0};
 
     *exit = (struct debug_exit){.step = class == 0x32, .breakpoint = class == 0x3c};
-    arch_location((struct vcpu *)vcpu, &exit->pc, &sp);
+    arch_location((struct vcpu *)vcpu, &location);
+    exit->pc = location.pc;
     exit->stop.pc = exit->pc;
     exit->stop.exception = vcpu->run->debug.arch.hsr;
 }

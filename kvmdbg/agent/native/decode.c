@@ -81,11 +81,19 @@ bool decode_simple(const uint8_t *code, unsigned valid, struct simple *simple)
     return false;
 }
 
+// Nops, calls and jumps are what kernels patch while they run. For others the first byte must do.
 unsigned decode_length(const uint8_t *code, unsigned valid)
 {
     struct simple simple;
+    unsigned length = 1;
 
-    return decode_simple(code, valid, &simple) && simple.length <= valid ? simple.length : 1;
+    if (decode_simple(code, valid, &simple))
+        length = simple.length;
+    else if (valid && (code[0] == 0xe8 || code[0] == 0xe9))
+        length = 5;
+    else if (valid && code[0] == 0xeb)
+        length = 2;
+    return length <= valid ? length : 1;
 }
 
 bool decode_repeats(const uint8_t *code, unsigned valid)

@@ -5,6 +5,7 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 struct agent agent = {
@@ -92,6 +93,19 @@ void readmit(struct vcpu *only)
     pthread_mutex_unlock(&agent.lock);
 }
 
+// QEMU may be busy with the vCPU's I/O. It calls KVM_RUN right after, so waiting is short; but who
+// holds QEMU's big lock must not wait for it. If QEMU is about to end, it is in vain.
+void settle(struct vcpu *vcpu)
+{
+    struct timespec limit;
+    int error = 0;
+
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_sec += 1;
+    while (vcpu->incomplete && !error)
+        error = pthread_cond_timedwait(&agent.left, &agent.lock, &limit);
+}
+
 bool own_the_world(struct vcpu *vcpu)
 {
     if (agent.owner != vcpu) {
@@ -173,10 +187,10 @@ static bool pass(struct vcpu *vcpu)
         if (readiness == AGAIN)
             continue;
         // QEMU believes that an I/O instruction is complete once KVM_RUN was called again, and may
-        // read registers, so that is never put off. KVM executes nothing with immediate_exit set;
-        // hence the vCPU counts as out.
+        // read registers, so that is never put off. With immediate_exit set KVM does no more.
         if (vcpu->incomplete) {
             __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+            vcpu->in_run = true;
             return true;
         }
         if (!wait_at_gate(vcpu))

@@ -99,7 +99,7 @@ static long set_region(int fd, unsigned request, const struct kvm_userspace_memo
     long result;
 
     pthread_mutex_lock(&agent.lock);
-    affected = have_software_points();
+    affected = points_in(0, UINT64_MAX);
     if (affected) {
         pthread_mutex_unlock(&agent.lock);
         exclude(NULL);
@@ -122,8 +122,7 @@ static long set_region(int fd, unsigned request, const struct kvm_userspace_memo
 // inject is passed on at once, as it is not a state.
 static long set_guest_debug(struct vcpu *vcpu, const struct kvm_guest_debug *debug)
 {
-    const uint32_t inject =
-        debug->control & (KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP) & ~KVM_GUESTDBG_ENABLE;
+    const uint32_t inject = debug->control & ARCH_DEBUG_INJECT;
     struct kvm_guest_debug merged;
     long result = 0;
 
@@ -178,11 +177,14 @@ static struct vcpu *my_vcpu(int fd)
 }
 
 // QEMU sets the run state only with all the others, of a vCPU that it resets or restores: registers
-// that the controller set before are past.
+// that the controller set before are past, as is whatever instruction it was at.
 static void set_run_state(struct vcpu *vcpu)
 {
     pthread_mutex_lock(&agent.lock);
     registers_forget(vcpu);
+    vcpu->astray = false;
+    vcpu->stepped = true;
+    vcpu->attention = true;
     pthread_mutex_unlock(&agent.lock);
 }
 

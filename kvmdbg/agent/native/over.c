@@ -52,19 +52,13 @@ void over_done(struct vcpu *vcpu)
     vcpu->attention = true;
 }
 
-// Others want the world. The instruction is tried again later, unless it is already being handled
-// by the guest: then TF waits in a saved frame, and the breakpoint is passed when that is returned
-// to.
+// Others want the world. The instruction is tried again later.
 void over_break_off(struct vcpu *vcpu)
 {
-    uint64_t pc, sp;
-
     put_back(vcpu);
     if (vcpu->over != OVER_STEPPING)
         return;
     vcpu->over = OVER_WANTED;
-    if (!arch_location(vcpu, &pc, &sp) && pc != vcpu->over_pc)
-        vcpu->over = OVER_ASTRAY;
     vcpu->debug_stale = true;
     vcpu->attention = true;
 }
@@ -82,40 +76,41 @@ static enum readiness lift(struct vcpu *vcpu, struct point *point)
     return READY;
 }
 
+static bool emulate(struct vcpu *vcpu, struct point *point)
+{
+    struct location location;
+
+    if (in_mode(AGENT_NO_SKIP) || vcpu->incomplete || !arch_emulate(vcpu, point))
+        return false;
+    agent.statistics.emulated++;
+    vcpu->stepped = true;
+    over_done(vcpu);
+    if (vcpu->action == AGENT_STEP && !arch_location(vcpu, &location))
+        latch(vcpu, &(struct agent_stop){.kind = AGENT_STEPPED, .pc = location.pc});
+    return true;
+}
+
 enum readiness over_prepare(struct vcpu *vcpu)
 {
     struct point *software, *hardware;
-    uint64_t pc, sp;
+    struct location location;
 
-    if (vcpu->over == OVER_NONE || vcpu->over == OVER_ASTRAY)
+    if (vcpu->over == OVER_NONE || arch_location(vcpu, &location))
         return READY;
-    if (arch_location(vcpu, &pc, &sp))
-        return READY;
-    if (pc != vcpu->over_pc) {
-        if (vcpu->over == OVER_STEPPING)
-            over_break_off(vcpu);
-        else
-            over_done(vcpu);
+    if (location.pc != vcpu->over_pc) { // a handler was entered, or the controller set pc
+        over_done(vcpu);
         return READY;
     }
     if (vcpu->over == OVER_STEPPING)
         return READY;
-    vcpu->over_sp = sp;
-    software = software_point_of(vcpu, pc);
-    hardware = hardware_point_at(pc);
+    software = software_point_of(vcpu, location.pc);
+    hardware = hardware_point_at(location.pc);
     if (!software && !hardware) {
         over_done(vcpu);
         return READY;
     }
-    if (software && !in_mode(AGENT_NO_SKIP) && !vcpu->incomplete && arch_emulate(vcpu, software)) {
-        agent.statistics.emulated++;
-        over_done(vcpu);
-        if (vcpu->action == AGENT_STEP && !arch_location(vcpu, &pc, &sp))
-            latch(vcpu, &(struct agent_stop){.kind = AGENT_STEPPED, .pc = pc});
-        return AGAIN;
-    }
     if (software) {
-        enum readiness readiness = lift(vcpu, software);
+        enum readiness readiness = emulate(vcpu, software) ? AGAIN : lift(vcpu, software);
 
         if (readiness != READY)
             return readiness;

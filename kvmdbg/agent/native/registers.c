@@ -11,7 +11,7 @@ struct pending {
     unsigned request;
     uint64_t number; // of a listed register
     uint32_t size;
-    uint8_t payload[];
+    _Alignas(8) uint8_t payload[];
 };
 
 static const struct register_ioctl *find(unsigned request)
@@ -57,22 +57,12 @@ static void remember(struct vcpu *vcpu, unsigned set, uint64_t number, const voi
 
 static void set_again(struct vcpu *vcpu, struct pending *pending)
 {
-    uintptr_t argument = (uintptr_t)pending->payload;
-    struct kvm_one_reg one = {.id = pending->number, .addr = argument};
-#ifdef KVM_SET_MSRS
-    struct {
-        struct kvm_msrs list;
-        struct kvm_msr_entry entry;
-    } msr = {.list.nmsrs = 1};
+    const struct register_ioctl *kind = find(pending->request);
 
-    if (pending->request == KVM_SET_MSRS) {
-        memcpy(&msr.entry, pending->payload, sizeof(msr.entry));
-        argument = (uintptr_t)&msr;
-    }
-#endif
-    if (pending->request == KVM_SET_ONE_REG)
-        argument = (uintptr_t)&one;
-    kvm->ioctl(vcpu->fd, pending->request, argument);
+    if (kind->listed)
+        arch_set_listed(vcpu, pending->number, pending->payload);
+    else
+        kvm->ioctl(vcpu->fd, pending->request, (uintptr_t)pending->payload);
 }
 
 void registers_set(struct vcpu *vcpu)
@@ -100,43 +90,56 @@ void registers_forget(struct vcpu *vcpu)
     }
 }
 
-// MSRs and arm64's registers come by number: `set` remembers them, else they are answered.
-static void listed(struct vcpu *vcpu, const struct register_ioctl *kind, bool set, uint8_t *payload,
-                   uint32_t size)
+// Registers that come by number: `set` remembers them, else they are answered.
+static void listed(struct vcpu *vcpu, unsigned request, bool set, uint8_t *payload, uint32_t size)
 {
-#ifdef KVM_SET_MSRS
-    if (kind->set == KVM_SET_MSRS) {
-        struct kvm_msrs *msrs = (struct kvm_msrs *)payload;
+    struct listed one;
 
-        for (uint32_t i = 0;
-             i < msrs->nmsrs && size >= sizeof(*msrs) + (i + 1) * sizeof(msrs->entries[0]); i++) {
-            struct kvm_msr_entry *entry = &msrs->entries[i];
-            struct pending *pending = *find_pending(vcpu, kind->set, entry->index);
+    for (unsigned i = 0; arch_listed(payload, size, i, &one); i++) {
+        const struct pending *pending = *find_pending(vcpu, request, one.number);
 
-            if (set)
-                remember(vcpu, kind->set, entry->index, entry, sizeof(*entry));
-            else if (pending)
-                memcpy(entry, pending->payload, sizeof(*entry));
-        }
-        return;
+        if (set)
+            remember(vcpu, request, one.number, one.value, one.size);
+        else if (pending && pending->size <= one.size)
+            memcpy(one.value, pending->payload, pending->size);
     }
-#endif
-    struct kvm_one_reg *one = (struct kvm_one_reg *)payload;
-    struct pending *pending = *find_pending(vcpu, kind->set, one->id);
-    uint32_t width = size - sizeof(*one);
+}
 
-    if (set)
-        remember(vcpu, kind->set, one->id, (void *)(uintptr_t)one->addr, width);
-    else if (pending && pending->size <= width)
-        memcpy((void *)(uintptr_t)one->addr, pending->payload, pending->size);
+// A step that was going on is over when the controller moves pc.
+static int64_t set_registers(struct vcpu *vcpu, const struct register_ioctl *kind, uint8_t *payload,
+                             uint32_t size)
+{
+    struct location before = {0}, after = {0};
+    int64_t result;
+
+    arch_location(vcpu, &before);
+    result = kvm->ioctl(vcpu->fd, kind->set, (uintptr_t)payload);
+    arch_location(vcpu, &after);
+    vcpu->stepped |= before.pc != after.pc;
+    if (result >= 0 && kind->listed)
+        listed(vcpu, kind->set, true, payload, size);
+    else if (result >= 0)
+        remember(vcpu, kind->set, 0, payload, size);
+    return result;
+}
+
+static int64_t get_registers(struct vcpu *vcpu, const struct register_ioctl *kind, unsigned request,
+                             uint8_t *payload, uint32_t size)
+{
+    const struct pending *pending = *find_pending(vcpu, kind->set, 0);
+    int64_t result = kvm->ioctl(vcpu->fd, request, (uintptr_t)payload);
+
+    if (result >= 0 && kind->listed)
+        listed(vcpu, kind->set, false, payload, size);
+    else if (result >= 0 && pending)
+        memcpy(payload, pending->payload, pending->size < size ? pending->size : size);
+    return result;
 }
 
 int64_t vcpu_ioctl(struct vcpu *vcpu, unsigned request, uintptr_t argument, uint8_t *payload,
                    uint32_t size)
 {
     const struct register_ioctl *kind = find(request);
-    struct pending *pending;
-    int64_t result;
 
     if (request == KVM_RUN)
         return -EPERM;
@@ -147,17 +150,9 @@ int64_t vcpu_ioctl(struct vcpu *vcpu, unsigned request, uintptr_t argument, uint
         vcpu->debug_stale = true;
         return -run_apply_debug(vcpu);
     }
-    result = kvm->ioctl(vcpu->fd, request, size ? (uintptr_t)payload : argument);
-    if (result < 0 || !kind || !size)
-        return result;
-    if (kind->listed) {
-        listed(vcpu, kind, request == kind->set, payload, size);
-    } else if (request == kind->set) {
-        remember(vcpu, request, 0, payload, size);
-    } else {
-        pending = *find_pending(vcpu, kind->set, 0);
-        if (pending)
-            memcpy(payload, pending->payload, pending->size < size ? pending->size : size);
-    }
-    return result;
+    if (kind && size && request == kind->set)
+        return set_registers(vcpu, kind, payload, size);
+    if (kind && size)
+        return get_registers(vcpu, kind, request, payload, size);
+    return kvm->ioctl(vcpu->fd, request, size ? (uintptr_t)payload : argument);
 }

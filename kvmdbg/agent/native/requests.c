@@ -100,6 +100,7 @@ static int do_ioctl(struct request *request)
     }
     if (vcpu) {
         exclude(vcpu);
+        settle(vcpu);
         result->result = vcpu_ioctl(vcpu, number, (uintptr_t)call->argument, payload, call->size);
         readmit(vcpu);
     } else {
@@ -216,22 +217,25 @@ static int hold(struct request *request)
     if (!agent.held && !agent.stops)
         agent.held_since = now();
     agent.held = true;
+    for_each_vcpu(vcpu) settle(vcpu);
     readmit(NULL);
     return 0;
 }
 
 static void act(struct vcpu *vcpu, const struct agent_action *action)
 {
-    uint64_t pc, sp;
+    struct location location;
 
     vcpu->action = action->kind;
     vcpu->action_flags = action->flags;
     vcpu->debug_stale = true;
     if (!(action->flags & AGENT_STEP_OVER))
         return;
+    settle(vcpu);
     registers_set(vcpu);
-    if (!arch_location(vcpu, &pc, &sp) && (software_point_of(vcpu, pc) || hardware_point_at(pc)))
-        over_begin(vcpu, pc);
+    if (!arch_location(vcpu, &location) &&
+        (software_point_of(vcpu, location.pc) || hardware_point_at(location.pc)))
+        over_begin(vcpu, location.pc);
 }
 
 static int resume(struct request *request)
@@ -278,6 +282,7 @@ static int run_page(struct request *request)
     if (!vcpu)
         return EINVAL;
     exclude(vcpu);
+    settle(vcpu);
     memcpy(answer(request, agent.run_size), vcpu->run, agent.run_size);
     readmit(vcpu);
     return 0;

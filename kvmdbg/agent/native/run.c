@@ -30,6 +30,18 @@ void forget_stops(void)
     agent.stops = 0;
 }
 
+// A step that has begun and is not done, at another pc: its instruction faulted.
+static void look_for_stray_step(struct vcpu *vcpu)
+{
+    struct location location;
+
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stepped ||
+        arch_location(vcpu, &location) || location.pc == vcpu->step.pc)
+        return;
+    vcpu->astray = true;
+    vcpu->left = vcpu->step;
+}
+
 int run_apply_debug(struct vcpu *vcpu)
 {
     struct kvm_guest_debug debug;
@@ -38,6 +50,12 @@ int run_apply_debug(struct vcpu *vcpu)
     arch_debug(vcpu, &debug);
     if (!vcpu->debug_stale && !memcmp(&debug, &vcpu->applied, sizeof(debug)))
         return 0;
+    look_for_stray_step(vcpu);
+    arch_debug(vcpu, &debug);
+    if (debug.control & KVM_GUESTDBG_SINGLESTEP) {
+        vcpu->stepped = false;
+        arch_location(vcpu, &vcpu->step);
+    }
     result = kvm->ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, (uintptr_t)&debug);
     if (result < 0)
         return (int)-result;
@@ -50,7 +68,7 @@ enum readiness run_prepare(struct vcpu *vcpu)
 {
     enum readiness readiness;
 
-    // Where KVM is to set TF is decided by the pc of that moment.
+    // KVM sets TF where pc is when it is told to step.
     if (registers_apply(vcpu))
         vcpu->debug_stale = true;
     readiness = over_prepare(vcpu);
@@ -59,13 +77,30 @@ enum readiness run_prepare(struct vcpu *vcpu)
     return readiness;
 }
 
-// The vCPU came back to a breakpoint from the handler of its instruction's fault.
+// The vCPU is back from the handler of its instruction's fault, at the instruction's breakpoint.
 static bool is_retry(struct vcpu *vcpu, uint64_t pc)
 {
-    uint64_t now_at, sp;
+    struct location location;
 
-    return vcpu->over == OVER_ASTRAY && pc == vcpu->over_pc && !arch_location(vcpu, &now_at, &sp) &&
-           sp == vcpu->over_sp;
+    if (!vcpu->astray || pc != vcpu->left.pc || arch_location(vcpu, &location) ||
+        location.sp != vcpu->left.sp)
+        return false;
+    vcpu->astray = false;
+    over_begin(vcpu, pc);
+    return true;
+}
+
+// A trap while astray: the frame with TF was returned to, unless KVM steps through the handler.
+// That one's frames are on another stack, or further down on this one.
+static bool is_back(struct vcpu *vcpu)
+{
+    enum { PUSHED = 16, DROPPED = 65536 }; // by the one instruction since
+    struct location location;
+
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP))
+        return true;
+    return !arch_location(vcpu, &location) &&
+           location.sp - (vcpu->left.sp - PUSHED) <= PUSHED + DROPPED;
 }
 
 static void hit(struct vcpu *vcpu, struct point *point, struct agent_stop *stop)
@@ -99,10 +134,8 @@ static enum verdict breakpoint_exit(struct vcpu *vcpu, struct debug_exit *exit)
         agent.statistics.foreign++;
         return TO_QEMU;
     }
-    if (is_retry(vcpu, exit->pc)) {
-        over_begin(vcpu, exit->pc);
+    if (is_retry(vcpu, exit->pc))
         return ENTER_AGAIN;
-    }
     agent.statistics.hits++;
     if (point->info.address == exit->pc)
         hit(vcpu, point, &exit->stop);
@@ -131,10 +164,8 @@ static enum verdict register_exit(struct vcpu *vcpu, struct debug_exit *exit)
     }
     if (gate_is_shut(vcpu))
         return ENTER_AGAIN;
-    if (is_retry(vcpu, exit->pc)) {
-        over_begin(vcpu, exit->pc);
+    if (is_retry(vcpu, exit->pc))
         return ENTER_AGAIN;
-    }
     agent.statistics.hits++;
     hit(vcpu, point, &exit->stop);
     return ENTER_AGAIN;
@@ -163,18 +194,20 @@ static void step_exit(struct vcpu *vcpu, struct debug_exit *exit)
 
 static enum verdict debug_exit(struct vcpu *vcpu)
 {
-    const uint32_t by_qemu = vcpu->qemu_debug.control;
     const bool stepping = vcpu->action == AGENT_STEP || vcpu->over == OVER_STEPPING;
     struct debug_exit exit;
 
     arch_read_exit(vcpu, &exit);
     if (exit.breakpoint)
         return breakpoint_exit(vcpu, &exit);
-    if (exit.step && vcpu->over == OVER_ASTRAY &&
-        !(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
-        arch_clear_step(vcpu);
-        over_done(vcpu);
-        return ENTER_AGAIN;
+    vcpu->stepped |= exit.step;
+    if (exit.step && vcpu->astray && is_back(vcpu)) {
+        vcpu->astray = false;
+        vcpu->attention = true;
+        if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
+            arch_clear_step(vcpu);
+            return ENTER_AGAIN;
+        }
     }
     if (exit.step && stepping)
         step_exit(vcpu, &exit);
@@ -182,7 +215,7 @@ static enum verdict debug_exit(struct vcpu *vcpu)
         return register_exit(vcpu, &exit);
     if (exit.step && stepping)
         return ENTER_AGAIN;
-    if (by_qemu & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP))
+    if (vcpu->qemu_debug.control & ARCH_DEBUG_TRAPS)
         return TO_QEMU;
     // A step that was ours until just now.
     if (exit.step && vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)
@@ -227,9 +260,19 @@ static enum verdict leave(struct vcpu *vcpu, long result)
         verdict = raw_exit(vcpu, result);
     else if (memcmp(&vcpu->applied, &vcpu->qemu_debug, sizeof(vcpu->applied)))
         verdict = debug_exit(vcpu);
+    // Unless QEMU is debugging, it gives the exit back to the guest.
+    vcpu->incomplete = verdict == TO_QEMU && !vcpu->qemu_debug.control;
     gate_left(vcpu);
     pthread_mutex_unlock(&agent.lock);
     return verdict;
+}
+
+// QEMU goes from these back to KVM_RUN in any case.
+static bool is_to_be_completed(uint32_t reason)
+{
+    return !in_mode(AGENT_RAW_EXITS) &&
+           (reason == KVM_EXIT_IO || reason == KVM_EXIT_MMIO || reason == KVM_EXIT_X86_RDMSR ||
+            reason == KVM_EXIT_X86_WRMSR);
 }
 
 long run_vcpu(struct vcpu *vcpu)
@@ -241,9 +284,8 @@ long run_vcpu(struct vcpu *vcpu)
             return -EINTR;
         result = kvm->ioctl(vcpu->fd, KVM_RUN, 0);
         atomic_fetch_add_explicit(&vcpu->entries, 1, memory_order_relaxed);
-        vcpu->incomplete = false;
+        vcpu->incomplete = result == 0 && is_to_be_completed(vcpu->run->exit_reason);
     } while (leave(vcpu, result) == ENTER_AGAIN);
-    vcpu->incomplete = result == 0;
     return result;
 }
 
@@ -260,8 +302,7 @@ void run_clean_up(void)
     for_each_vcpu(vcpu)
     {
         vcpu->action = AGENT_CONTINUE;
-        if (vcpu->over == OVER_STEPPING)
-            vcpu->over = OVER_NONE;
+        vcpu->over = OVER_NONE;
         vcpu->raw_debug = (struct kvm_guest_debug){0};
         run_apply_debug(vcpu);
     }

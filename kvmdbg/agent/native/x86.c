@@ -1,5 +1,5 @@
-// What differs on x86-64: page tables, debug registers, debug exits, and the instructions that
-// functions begin with, which are cheaper to emulate than to step.
+// What differs on x86-64: registers, debug registers, debug exits, and the instructions that
+// functions begin with, which are cheaper to emulate than to step. Page tables are in x86_paging.c.
 
 #include "agent.h"
 
@@ -7,18 +7,7 @@
 
 #define RFLAGS_TF 0x100ull
 #define RFLAGS_RF 0x10000ull
-#define CR0_PG 0x80000000ull
-#define CR4_PSE 0x10ull
-#define CR4_PAE 0x20ull
-#define CR4_LA57 0x1000ull
 #define EFER_LMA 0x400ull
-#define EFER_NX 0x800ull
-#define PTE_PRESENT 1ull
-#define PTE_WRITABLE 2ull
-#define PTE_USER 4ull
-#define PTE_LARGE 0x80ull
-#define PTE_NX (1ull << 63)
-#define PTE_ADDRESS 0xffffffffff000ull
 #define DR6_BS 0x4000ull
 #define DR6_FIXED 0xffff0ff0ull
 #define DR7_FIXED 0x400ull
@@ -26,6 +15,8 @@
 const uint8_t ARCH_BREAKPOINT[] = {0xcc};
 const unsigned ARCH_BREAKPOINT_SIZE = 1;
 const uint32_t ARCH_MACHINE = 62;
+const uint32_t ARCH_DEBUG_INJECT = KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP;
+const uint32_t ARCH_DEBUG_TRAPS = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP;
 
 const struct register_ioctl ARCH_REGISTERS[] = {
     {KVM_SET_REGS, KVM_GET_REGS, false},
@@ -40,6 +31,29 @@ const struct register_ioctl ARCH_REGISTERS[] = {
     {KVM_SET_MSRS, KVM_GET_MSRS, true},
     {0},
 };
+
+bool arch_listed(uint8_t *payload, uint32_t size, unsigned i, struct listed *listed)
+{
+    struct kvm_msrs *msrs = (struct kvm_msrs *)payload;
+    struct kvm_msr_entry *entry = &msrs->entries[i];
+
+    if (size < sizeof(*msrs) || i >= msrs->nmsrs || (uint8_t *)(entry + 1) > payload + size)
+        return false;
+    *listed = (struct listed){entry->index, entry, sizeof(*entry)};
+    return true;
+}
+
+long arch_set_listed(struct vcpu *vcpu, uint64_t number, void *value)
+{
+    struct {
+        struct kvm_msrs list;
+        struct kvm_msr_entry entry;
+    } msr = {.list.nmsrs = 1};
+
+    (void)number; // it is in the entry
+    memcpy(&msr.entry, value, sizeof(msr.entry));
+    return kvm->ioctl(vcpu->fd, KVM_SET_MSRS, (uintptr_t)&msr);
+}
 
 unsigned arch_debug_registers(void)
 {
@@ -74,91 +88,15 @@ static bool is_64bit(const struct kvm_sregs *sregs)
     return sregs->efer & EFER_LMA && sregs->cs.l;
 }
 
-int arch_location(struct vcpu *vcpu, uint64_t *pc, uint64_t *sp)
+int arch_location(struct vcpu *vcpu, struct location *location)
 {
     struct kvm_regs regs;
     struct kvm_sregs sregs;
 
     if (get(vcpu, KVM_GET_REGS, &regs) < 0 || get(vcpu, KVM_GET_SREGS, &sregs) < 0)
         return EIO;
-    *pc = is_64bit(&sregs) ? regs.rip : (uint32_t)(regs.rip + sregs.cs.base);
-    *sp = regs.rsp;
-    return 0;
-}
-
-// Page tables. A mode is the number of levels and the width of an entry.
-
-static void read_paging(const struct kvm_sregs *sregs, struct paging *paging)
-{
-    *paging = (struct paging){.entry = 8, .root = sregs->cr3 & PTE_ADDRESS};
-    if (!(sregs->cr0 & CR0_PG))
-        return;
-    paging->nx = sregs->efer & EFER_NX;
-    if (sregs->efer & EFER_LMA) {
-        paging->levels = sregs->cr4 & CR4_LA57 ? 5 : 4;
-    } else if (sregs->cr4 & CR4_PAE) {
-        paging->levels = 3;
-        paging->root = sregs->cr3 & 0xffffffe0;
-    } else {
-        paging->levels = 2;
-        paging->entry = 4;
-        paging->large = sregs->cr4 & CR4_PSE;
-    }
-}
-
-int arch_paging(struct vcpu *vcpu, struct paging *paging)
-{
-    struct kvm_sregs sregs;
-    long result = get(vcpu, KVM_GET_SREGS, &sregs);
-
-    if (result < 0)
-        return (int)-result;
-    read_paging(&sregs, paging);
-    return 0;
-}
-
-static bool is_canonical(uint64_t gva, unsigned levels)
-{
-    const unsigned unused = levels == 5 ? 7 : 16;
-
-    return levels < 4 || (uint64_t)((int64_t)(gva << unused) >> unused) == gva;
-}
-
-int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translation *translation)
-{
-    const unsigned bits = paging->entry == 8 ? 9 : 10;
-    uint64_t table = paging->root, access = PTE_WRITABLE | PTE_USER, entry = 0;
-    bool nx = false;
-
-    *translation =
-        (struct agent_translation){.gpa = gva, .page = 4096, .access = AGENT_WRITABLE | AGENT_USER};
-    if (!paging->levels)
-        return 0;
-    if (!is_canonical(gva, paging->levels))
-        return EFAULT;
-    for (unsigned level = paging->levels; level; level--) {
-        const unsigned shift = 12 + (level - 1) * bits;
-        const uint64_t index = gva >> shift & ((1ull << bits) - 1);
-        const bool pdpte = paging->levels == 3 && level == 3; // has no access bits, is no page
-        const bool may_be_large =
-            paging->entry == 8 ? level == 2 || (level == 3 && !pdpte) : level == 2 && paging->large;
-
-        entry = 0;
-        if (!guest_load(table + index * paging->entry, &entry, paging->entry) ||
-            !(entry & PTE_PRESENT))
-            return EFAULT;
-        if (!pdpte)
-            access &= entry;
-        nx |= paging->nx && entry & PTE_NX;
-        table = entry & PTE_ADDRESS;
-        if (level == 1 || (may_be_large && entry & PTE_LARGE)) {
-            translation->page = 1ull << shift;
-            break;
-        }
-    }
-    translation->gpa = (table & ~(translation->page - 1)) | (gva & (translation->page - 1));
-    translation->access = (access & PTE_WRITABLE ? AGENT_WRITABLE : 0) |
-                          (access & PTE_USER ? AGENT_USER : 0) | (nx ? AGENT_NX : 0);
+    location->pc = is_64bit(&sregs) ? regs.rip : (uint32_t)(regs.rip + sregs.cs.base);
+    location->sp = regs.rsp;
     return 0;
 }
 
@@ -191,8 +129,8 @@ static void arm_registers(const struct vcpu *vcpu, struct kvm_guest_debug *debug
         debug->arch.debugreg[point->info.debug_register] = point->info.address;
         dr7 |= dr7_of(point);
     }
-    // OVER_ASTRAY: no register, only to see #DB. KVM_GUESTDBG_SINGLESTEP would set TF anew, here.
-    if (dr7 || vcpu->over == OVER_ASTRAY) {
+    // Astray: no register, only to see #DB. KVM_GUESTDBG_SINGLESTEP would set TF anew, here.
+    if (dr7 || vcpu->astray) {
         debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
         debug->arch.debugreg[7] = dr7 | DR7_FIXED;
     } else if (vcpu->qemu_debug.control & KVM_GUESTDBG_USE_HW_BP) {
@@ -209,13 +147,14 @@ void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
     *debug = vcpu->qemu_debug;
     if (in_mode(AGENT_RAW_EXITS))
         *debug = vcpu->raw_debug;
-    if (!agent.session || in_mode(AGENT_RAW_EXITS))
+    // A step's TF outlives the session that asked for it.
+    if (in_mode(AGENT_RAW_EXITS) || (!agent.session && !vcpu->astray))
         return;
     *debug = (struct kvm_guest_debug){.control = vcpu->qemu_debug.control & merged};
     if (have_software_points())
         debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
     arm_registers(vcpu, debug);
-    if (vcpu->over == OVER_ASTRAY || !(step || vcpu->over == OVER_STEPPING))
+    if (!step && vcpu->over != OVER_STEPPING)
         return;
     debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
     if (agent.blockirq && !(vcpu->action_flags & AGENT_LET_IRQ))
@@ -291,14 +230,16 @@ static bool is_watched(uint64_t address, uint64_t length)
     return false;
 }
 
-static bool push(const struct kvm_sregs *sregs, struct kvm_regs *regs, uint64_t value)
+static bool push(struct vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs,
+                 uint64_t value)
 {
     const uint64_t sp = regs->rsp - 8;
     struct agent_translation page;
     const struct agent_slot *slot;
     struct paging paging;
 
-    read_paging(sregs, &paging);
+    if (arch_paging(vcpu, &paging))
+        return false;
     if ((sp & 4095) > 4088 || is_watched(sp, 8) || arch_walk(&paging, sp, &page) ||
         !(page.access & AGENT_WRITABLE) || (sregs->ss.dpl == 3 && !(page.access & AGENT_USER)))
         return false;
@@ -343,7 +284,7 @@ bool arch_emulate(struct vcpu *vcpu, const struct point *point)
     case SIMPLE_NOP:
         break;
     case SIMPLE_PUSH:
-        if (!push(&sregs, &regs, *general_register(&regs, simple.source)))
+        if (!push(vcpu, &sregs, &regs, *general_register(&regs, simple.source)))
             return false;
         break;
     case SIMPLE_MOVE:
