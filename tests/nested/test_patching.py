@@ -29,6 +29,7 @@ async def test_tracing_and_static_keys_go_on_and_off_under_breakpoints(kvmdbg_vm
     vm = kvmdbg_vm
     await demo.booted(vm)
     await shell(vm, "mount -t tracefs t /sys/kernel/tracing", "mounted")
+    await vm.pause()
     code = {name: await original(vm, name) for name in SITES}
     points = [await vm.breakpoint(name) for name in SITES]
     await hit_all(vm)
