@@ -324,7 +324,9 @@ static void session(void)
     for (unsigned i = 0; i < VCPUS; i++) {
         if (!(flags & AGENT_HONOURS_RF)) // a vCPU may be about to use its RF
             licence[i] = NO_SITE;
+        note("licence left", i, (uint64_t)licence[i]);
     }
+    note("session ends, flags", flags, 0);
     close(controller);
 }
 

@@ -222,15 +222,11 @@ static int hold(struct request *request)
     return 0;
 }
 
-static void act(struct vcpu *vcpu, const struct agent_action *action)
+// Whatever breakpoint is at the vCPU's pc was told to the user.
+static void step_over(struct vcpu *vcpu)
 {
     struct location location;
 
-    vcpu->action = action->kind;
-    vcpu->action_flags = action->flags;
-    vcpu->debug_stale = true;
-    if (!(action->flags & AGENT_STEP_OVER))
-        return;
     settle(vcpu);
     registers_set(vcpu);
     if (!arch_location(vcpu, &location) &&
@@ -248,15 +244,25 @@ static int resume(struct request *request)
             return EINVAL;
     }
     exclude(NULL);
-    forget_stops();
-    agent.held = false;
     for_each_vcpu(vcpu)
     {
         vcpu->action = AGENT_CONTINUE;
         vcpu->action_flags = 0;
+        vcpu->debug_stale = true;
     }
-    for (size_t i = 0; i < count; i++)
-        act(vcpu_find(actions[i].vcpu), &actions[i]);
+    for (size_t i = 0; i < count; i++) {
+        struct vcpu *vcpu = vcpu_find(actions[i].vcpu);
+
+        vcpu->action = actions[i].kind;
+        vcpu->action_flags = actions[i].flags;
+    }
+    forget_stops();
+    agent.held = false;
+    for_each_vcpu(vcpu)
+    {
+        if (vcpu->action_flags & AGENT_STEP_OVER)
+            step_over(vcpu);
+    }
     readmit(NULL);
     return 0;
 }

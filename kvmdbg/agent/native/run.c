@@ -21,10 +21,24 @@ void latch(struct vcpu *vcpu, const struct agent_stop *stop)
     ring_bell();
 }
 
+// A hit that the user was not told of happens again, and is counted then.
+static void uncount_hit(const struct agent_stop *stop)
+{
+    agent.statistics.hits--;
+    for_each_point(point)
+    {
+        if (point->info.id == stop->point)
+            point->info.hits--;
+    }
+}
+
+// At a resume: the actions are the new ones already.
 void forget_stops(void)
 {
     for_each_vcpu(vcpu)
     {
+        if (vcpu->stop.kind == AGENT_HIT && !(vcpu->action_flags & AGENT_STEP_OVER))
+            uncount_hit(&vcpu->stop);
         vcpu->stop = (struct agent_stop){.vcpu = vcpu->index};
     }
     agent.stops = 0;
@@ -86,6 +100,7 @@ static bool is_retry(struct vcpu *vcpu, uint64_t pc)
         location.sp != vcpu->left.sp)
         return false;
     vcpu->astray = false;
+    arch_clear_step(vcpu);
     over_begin(vcpu, pc);
     return true;
 }
@@ -122,9 +137,6 @@ static enum verdict breakpoint_exit(struct vcpu *vcpu, struct debug_exit *exit)
     struct paging paging;
     uint8_t bytes[4];
 
-    // It executes again when the gate opens, and is a hit then, if it is still there.
-    if (gate_is_shut(vcpu))
-        return ENTER_AGAIN;
     if (arch_paging(vcpu, &paging) || arch_walk(&paging, exit->pc, &page) ||
         !guest_load(page.gpa, bytes, ARCH_BREAKPOINT_SIZE))
         return TO_QEMU;
@@ -168,8 +180,6 @@ static enum verdict register_exit(struct vcpu *vcpu, struct debug_exit *exit)
         latch(vcpu, &exit->stop);
         return ENTER_AGAIN;
     }
-    if (gate_is_shut(vcpu))
-        return ENTER_AGAIN;
     if (is_retry(vcpu, exit->pc))
         return ENTER_AGAIN;
     agent.statistics.hits++;
