@@ -30,8 +30,8 @@ from kvmdbg.errors import AttachError, KvmdbgError
 ENTRY = "kvmdbg_agent_attach"
 """The function of agent.so that is called in QEMU: no arguments; a descriptor, or -errno."""
 
-TIMEOUT = 20.0
-"""Seconds for all of it. Most go by without QEMU noticing."""
+TIMEOUT = 60.0
+"""Seconds for all of it, on a host that may be busy. Most go by without QEMU noticing."""
 _STOP_LIMIT = 1000  # milliseconds
 _CALL_LIMIT = 10_000
 _PATIENCE = 5.0

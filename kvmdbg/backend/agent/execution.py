@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import NoReturn
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
@@ -20,7 +19,7 @@ from kvmdbg.backend.agent.clock import GuestClock, now
 from kvmdbg.backend.agent.registers import AgentRegisters
 from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
-from kvmdbg.errors import LocalProtocolError, MonitorError, TargetError, VmGone
+from kvmdbg.errors import KvmdbgError, LocalProtocolError, TargetError, VmGone
 from kvmdbg.target.capabilities import RunControl
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
@@ -160,6 +159,13 @@ class AgentExecution:
                 await self._run_control.cont()
             while (stop := await self._look(plan)) is None:
                 await self._wait()
+        except VmGone:
+            raise
+        except KvmdbgError:
+            # At least the VM is as clients believe it to be after a run.
+            with contextlib.suppress(KvmdbgError):
+                await self._run_control.pause()
+            raise
         finally:
             self._registers.forget()
         return stop
@@ -192,7 +198,7 @@ class AgentExecution:
         """The stop that ends the run, with the VM stopped; None as long as it goes on."""
         self._wake.clear()
         if self._lost is not None:
-            await self._end_without_agent(self._lost)
+            raise self._lost
         if await self._is_wanted(plan) or self._interrupted:
             await self._run_control.pause()
             return await self._settle(plan)
@@ -263,13 +269,6 @@ class AgentExecution:
                 return hit or (stepped if latched.dr6 & DR6_BS else None)
             case _:
                 return None
-
-    async def _end_without_agent(self, failure: TargetError) -> NoReturn:
-        if not isinstance(failure, VmGone):
-            # Nobody tells us of stops any more; at least the VM is as clients believe it to be.
-            with contextlib.suppress(MonitorError):
-                await self._run_control.pause()
-        raise failure
 
     async def _pc(self, vcpu: VcpuIndex) -> int:
         pc = await self._registers.value(vcpu, self._arch.pc)

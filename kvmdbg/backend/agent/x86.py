@@ -16,7 +16,8 @@ _MSR_TSC = 0x10
 _ENDBR64 = bytes.fromhex("f30f1efa")
 _PATCHED_NOPS = (bytes.fromhex("0f1f440000"), bytes.fromhex("6690"))
 _JUMPS = (b"\xe9", b"\xeb")
-_CALL = b"\xe8"
+_CALL, _CALL_LENGTH = b"\xe8", 5
+_RETURNS = (b"\xc3", b"\xe9")  # ret, or a jump to the thunk that stands for it
 _FUNCTION_ALIGNMENT = 16
 
 
@@ -32,18 +33,23 @@ class X86Guest:
     async def is_patched(self, agent: AgentClient, number: int, address: Gva) -> bool:
         """See the Protocol.
 
-        A static key is a nop or a jump of two or five bytes; at the entry of a function that can be
-        traced is a nop of five, or a call.
+        A static key is a nop or a jump of two or five bytes. At the entry of a function that can be
+        traced is a nop of five, or a call: of a function that does nothing, or while it is traced.
         """
         code = await agent.read(Space.GVA, address, 5, vcpu=number)
         if code.startswith((*_PATCHED_NOPS, *_JUMPS)):
             return True
-        if not code.startswith(_CALL):
+        if not code.startswith(_CALL) or len(code) < _CALL_LENGTH:
             return False
         if address % _FUNCTION_ALIGNMENT == 0:
             return True
         before = Gva(address - len(_ENDBR64))
-        return await self._bytes(agent, number, before, len(_ENDBR64)) == _ENDBR64
+        if await self._bytes(agent, number, before, len(_ENDBR64)) == _ENDBR64:
+            return True
+        distance = int.from_bytes(code[1:], "little", signed=True)
+        called = Gva((address + _CALL_LENGTH + distance) % (1 << 64))
+        body = await self._bytes(agent, number, called, len(_ENDBR64) + 1)
+        return body.removeprefix(_ENDBR64).startswith(_RETURNS)
 
     async def may_have_read(self, agent: AgentClient, number: int, watched: range) -> bool:
         """See the Protocol."""
