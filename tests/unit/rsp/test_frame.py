@@ -175,7 +175,7 @@ def test_memory_is_bounded_by_the_limit() -> None:
 def test_time_is_linear(pattern: bytes, role: Role) -> None:
     """A quadratic decoder takes minutes for this, a linear one well under a second."""
     stream = pattern * (400_000 // len(pattern))
-    start = time.perf_counter()
+    start = time.process_time()
     decode(role, stream)
     decode(role, *(stream[i : i + 64] for i in range(0, len(stream), 64)))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
