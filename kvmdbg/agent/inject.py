@@ -12,6 +12,7 @@ import errno
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from kvmdbg.errors import AttachError, KvmdbgError
 ENTRY = "kvmdbg_agent_attach"
 """The function of agent.so that is called in QEMU: no arguments; a descriptor, or -errno."""
 
-TIMEOUT = 20.0
-"""Seconds for all of it. Most go by without QEMU noticing."""
+TIMEOUT = 60.0
+"""Seconds for all of it, on a host that may be busy. Most go by without QEMU noticing."""
 _STOP_LIMIT = 1000  # milliseconds
 _CALL_LIMIT = 10_000
 _PATIENCE = 5.0
@@ -66,26 +67,30 @@ class _Outcome(msgspec.Struct):
 
 async def inject(pid: int, library: Path) -> Injection:
     """Load ``library`` into process ``pid`` and call its :data:`ENTRY`. Raises AttachError."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, str(pid), str(library)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # out of the terminal's reach
-    )
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            output, _ = await child.communicate()
-    except TimeoutError:
-        raise AttachError(
-            f"the agent could not be loaded into process {pid} within {TIMEOUT:g} s: "
-            "QEMU or the host hangs"
-        ) from None
+    output = await asyncio.to_thread(_run_child, pid, library)
     if not output:
-        raise AttachError(f"what loads the agent ended with status {child.returncode}")
+        raise AttachError(f"the agent could not be loaded into process {pid}: its loader died")
     outcome = msgspec.json.decode(output, type=_Outcome)
     if outcome.injection is None:
         raise AttachError(outcome.failure)
     return outcome.injection
+
+
+def _run_child(pid: int, library: Path) -> bytes:
+    """What the child prints. Whoever waits may be cancelled; the child must not be killed."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(pid), library],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # out of the terminal's reach
+    )
+    try:
+        return child.communicate(timeout=TIMEOUT)[0]
+    except subprocess.TimeoutExpired:
+        raise AttachError(
+            f"the agent could not be loaded into process {pid} within {TIMEOUT:g} s: "
+            "QEMU or the host hangs"
+        ) from None
 
 
 def main() -> None:

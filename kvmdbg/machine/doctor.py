@@ -233,13 +233,13 @@ def _tsc(results: Results) -> Finding:
     own = pause * khz * 1000 if isinstance(khz, int) else 0
     if cycles < own / 2:
         return Finding("tsc", "TSC over a pause", "note", "stands still")
-    return Finding(
-        "tsc",
-        "TSC over a pause",
-        "note",
-        f"runs on: {cycles / 1e6:.1f} million cycles in {pause * 1000:.1f} ms",
-        "a guest whose clocksource is tsc sees the time that it was stopped",
-    )
+    found = f"runs on: {cycles / 1e6:.1f} million cycles in {pause * 1000:.1f} ms"
+    if results.get("tsc-moves"):
+        found += "; can be moved back"
+        follows = "kvmdbg's agent keeps it still while a VM is stopped"
+    else:
+        follows = "a guest whose clocksource is tsc sees the time that it was stopped"
+    return Finding("tsc", "TSC over a pause", "note", found, follows)
 
 
 def _nested(results: Results) -> Finding:

@@ -13,7 +13,7 @@ from kvmdbg.arch import ARCHITECTURES
 from kvmdbg.backend.agent import AgentEngine
 from kvmdbg.backend.stub import StubEngine
 from kvmdbg.errors import AgentError, AttachError
-from kvmdbg.machine.accel import STUB, abilities
+from kvmdbg.machine.accel import AGENT, STUB, abilities
 from kvmdbg.machine.guard import Rescue
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.machine.runtime import VmInfo
@@ -84,9 +84,17 @@ def with_fallback(first: OpenEngine, second: OpenEngine) -> OpenEngine:
             return await first(info, monitor, run_control)
         except (AgentError, AttachError) as error:
             opened = await second(info, monitor, run_control)
-            return replace(opened, notice=f"engine {STUB}, QEMU's own, in its place: {error}")
+            return replace(opened, notice=instead_of_agent(str(error)))
 
     return open_engine
+
+
+def instead_of_agent(why: str) -> str:
+    """What to say where the stub engine debugs a VM under KVM, and nobody asked for it."""
+    return (
+        f"engine {STUB} instead of {AGENT} (no watchpoints for reads, and a TSC that runs on while "
+        f"the VM is stopped): {why}"
+    )
 
 
 async def connect_agent(socket: Path) -> AgentClient:

@@ -14,11 +14,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmdbg.errors import LaunchError, MonitorError, NotRunning, OwnerError
+from kvmdbg.errors import AcceleratorError, LaunchError, MonitorError, NotRunning, OwnerError
 from kvmdbg.images import ImageStore, load_recipe
 from kvmdbg.machine.accel import (
     AGENT,
     ASKED_FOR,
+    STUB,
+    Choice,
     choose_accelerator,
     choose_engine,
     without_host_cpu,
@@ -29,12 +31,13 @@ from kvmdbg.machine.engines import (
     OpenEngine,
     agent_engine,
     connect_agent,
+    instead_of_agent,
     stub_engine,
     with_fallback,
 )
 from kvmdbg.machine.exitwatch import ExitWatch, adopt
 from kvmdbg.machine.machine import Machine, open_machine
-from kvmdbg.machine.preload import NO_PRELOAD, Preload, preload
+from kvmdbg.machine.preload import NO_PRELOAD, Preload, preload, preload_trouble
 from kvmdbg.machine.processes import ProcessId
 from kvmdbg.machine.qemu import arguments, find_qemu, qemu_version
 from kvmdbg.machine.runtime import RuntimeDir, VmFolder, VmInfo
@@ -85,6 +88,7 @@ async def launch_vm(
     wanted = options.accel if options.accel != "auto" else definition.accel
     accel = await asyncio.to_thread(choose_accelerator, wanted, definition.arch)
     engine = choose_engine(options.engine, accel.name)
+    engine, engine_notices = _checked(engine, options)
     notices = [] if accel.reason == ASKED_FOR else [f"accelerator {accel.name}: {accel.reason}"]
     extra = definition.extra_args
     if accel.name == "tcg":
@@ -94,6 +98,7 @@ async def launch_vm(
                 "-cpu host became -cpu max: TCG emulates every feature that it knows, not this "
                 "host's"
             )
+    notices += engine_notices
     program = find_qemu(definition)
     version = await qemu_version(program)
     files, workload = await asyncio.to_thread(_build, definition, progress)
@@ -162,6 +167,16 @@ def _build(definition: Definition, progress: Progress) -> tuple[BootFiles, Path 
     image = ImageStore().ensure(load_recipe(definition.recipe), progress)
     workload = image.artefact("workload") if "workload" in image.manifest.artefacts else None
     return definition.files(image), workload
+
+
+def _checked(engine: Choice, options: LaunchOptions) -> tuple[Choice, list[str]]:
+    """The engine, or what takes its place, and why. Raises AcceleratorError."""
+    trouble = preload_trouble() if engine.name == AGENT else None
+    if trouble is None:
+        return engine, []
+    if options.engine == "agent":
+        raise AcceleratorError(f"--engine agent cannot be had: {trouble}")
+    return Choice(STUB, trouble), [instead_of_agent(trouble)]
 
 
 def _agent_preload(folder: VmFolder, engine: str) -> AbstractContextManager[Preload]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmdbg.agent.late import library
-from kvmdbg.errors import AgentError
 
 _BACKLOG = 4
 
@@ -26,18 +25,23 @@ class Preload:
 NO_PRELOAD = Preload({}, ())
 
 
-@contextmanager
-def preload(listen_at: Path) -> Iterator[Preload]:
-    """Have the agent listen at that path; what is opened here is closed at the end.
-
-    Raises AgentError where the agent cannot be loaded that way.
-    """
-    agent = str(library())
-    if any(character in agent for character in ": "):
-        raise AgentError(
+def preload_trouble() -> str | None:
+    """Why the agent cannot be loaded that way, if so."""
+    agent = library()
+    if not agent.is_file():
+        return f"{agent} is missing: install kvmdbg again"
+    if any(character in str(agent) for character in ": "):
+        return (
             f"the agent is at {agent}, and LD_PRELOAD takes no path with a blank or a colon: "
             "install kvmdbg elsewhere"
         )
+    return None
+
+
+@contextmanager
+def preload(listen_at: Path) -> Iterator[Preload]:
+    """Have the agent listen at that path; what is opened here is closed at the end."""
+    agent = str(library())
     others = os.environ.get("LD_PRELOAD")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(listen_at))

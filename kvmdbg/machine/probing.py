@@ -45,6 +45,9 @@ class Limits:
     total: float = 60.0
 
 
+_NOT_TRIED, _HUNG = "not tried", "hung"
+
+
 def probe_kvm(device: str = KVM_DEVICE) -> Results:
     """Run all probes in child processes; ``device`` must be one that can be opened."""
     return supervise([sys.executable, "-m", __name__, device], PROBES, Limits())
@@ -67,7 +70,12 @@ def supervise(command: Sequence[str], probes: Sequence[str], limits: Limits) -> 
                 culprit = current if current in left else left[0]
                 found[culprit] = child.fate
                 left.remove(culprit)
-    return found | dict.fromkeys(left, f"not tried: {limits.total:g} s were over")
+    return found | dict.fromkeys(left, f"{_NOT_TRIED}: {limits.total:g} s were over")
+
+
+def is_complete(results: Results) -> bool:
+    """False where time ran out, or something hung: on a busy host that says little."""
+    return not any(str(outcome).startswith((_NOT_TRIED, _HUNG)) for outcome in results.values())
 
 
 class _Child:
@@ -104,7 +112,7 @@ class _Child:
     def fate(self) -> str:
         """Why it did not finish."""
         if self._hung:
-            return "hung, and had to be killed"
+            return f"{_HUNG}, and had to be killed"
         status = self._process.returncode
         if status < 0:
             return f"killed its process: {signal.Signals(-status).name}"

@@ -15,6 +15,7 @@ from kvmdbg.kvm.local import KVM_DEVICE
 from kvmdbg.machine.checks import checks_for
 from kvmdbg.machine.doctor import Report, examine, failures
 from kvmdbg.machine.hostfacts import device_facts
+from kvmdbg.machine.probing import is_complete
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -44,14 +45,14 @@ def kvm_verdict() -> Verdict:
 
 
 def remember(report: Report) -> Verdict:
-    """Keep what doctor found, if it could look."""
+    """Keep what doctor found, if it could look at everything."""
     works = [
         check.key for check in checks_for(report.flavour) if not failures(check, report.results)
     ]
     verdict = Verdict(report.kvm, report.reason, tuple(works))
     # Without a cache the next run takes longer; nothing else.
     with contextlib.suppress(OSError):
-        if report.results:
+        if report.results and is_complete(report.results):
             _write(_file(), msgspec.json.encode(_Kept(_key(), verdict)))
     return verdict
 

@@ -18,6 +18,7 @@ from kvmdbg.backend.hmp import memory_slots
 from kvmdbg.errors import MonitorError
 from kvmdbg.machine.runcontrol import QmpMonitor
 from kvmdbg.qmp import QmpConnection
+from kvmdbg.wire.structs import Slot
 from tests.contract.guest import COPY, IMAGE, Guest
 
 # What the host's KVM may not have, the guest does not need.
@@ -50,11 +51,14 @@ class Qemu:
     def pid(self) -> int:
         return self.process.pid
 
+    async def layout(self) -> tuple[list[int], list[Slot]]:
+        """What late.attach() wants of the monitor: vCPUs' threads, and memory."""
+        cpus = await self.monitor.execute("query-cpus-fast")
+        return [cpu["thread-id"] for cpu in cpus], await memory_slots(QmpMonitor(self.monitor))
+
     async def attach(self) -> AgentClient:
         """Bring the agent in."""
-        cpus = await self.monitor.execute("query-cpus-fast")
-        slots = await memory_slots(QmpMonitor(self.monitor))
-        return await attach(self.pid, [cpu["thread-id"] for cpu in cpus], slots)
+        return await attach(self.pid, *await self.layout())
 
     async def wait_traces(self, expected: Traces) -> None:
         """Wait until nothing is left of an agent. What it closes, it closes after hanging up."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvmdbg.agent import late
@@ -23,6 +25,8 @@ from tests.agent.qemu import Qemu, Traces, stock_qemu
 from tests.contract.guest import Guest, build
 
 CYCLES = 50
+KILLS = 3
+VISITOR = Path(__file__).with_name("visitor.py")
 MEMORY_LIMIT = 1024  # KiB
 PAUSE_LIMIT = 0.1  # seconds
 
@@ -120,6 +124,26 @@ async def test_a_vcpu_steps(qemu: Qemu) -> None:
     assert (stop.kind, stop.pc) == (StopKind.STEPPED, qemu.guest.symbols["stored"])
     await client.detach()
     await qemu.wait_running()
+
+
+@pytest.mark.parametrize("state", ["hot", "stopped", "held"])
+async def test_a_killed_controller_leaves_nothing_behind(qemu: Qemu, state: str) -> None:
+    before = Traces.of(qemu.pid)
+    threads, slots = await qemu.layout()
+    for _ in range(KILLS):
+        command = [VISITOR, state, qemu.guest.symbols["store"], qemu.pid, threads]
+        visitor = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *(str(argument) for argument in command),
+            msgspec.json.encode(slots),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert visitor.stdout is not None
+        assert await visitor.stdout.readline() == b"ready\n"
+        visitor.kill()
+        await visitor.wait()
+        await qemu.wait_traces(before)
+        await qemu.wait_running()
 
 
 async def test_one_at_a_time(qemu: Qemu) -> None:

@@ -81,7 +81,9 @@ def test_wheel_holds_what_it_should(wheel: Path) -> None:
         "kvmdbg/_native.pyi",
         "kvmdbg/agent/agent.so",
         "kvmdbg/images/builtin/demo/vm.toml",
+        "kvmdbg/kvm/_abi.abi3.so",
         "kvmdbg/py.typed",
+        "kvmdbg/wire/_layout.abi3.so",
     } <= names
     recipe = {f"kvmdbg/images/builtin/demo/{p.name}" for p in (ROOT / "vm-images/demo").iterdir()}
     assert {n for n in names if n.startswith("kvmdbg/images/builtin/demo/")} == recipe
@@ -110,6 +112,12 @@ def test_runs_where_it_is_installed(
     run(venv / "bin/python", "-m", "pip", "install", "--quiet", archive, cwd=tmp_path)
 
     home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": "", "XDG_CACHE_HOME": ""}
-    run(venv / "bin/python", "-c", "import kvmdbg._native", cwd=tmp_path, **home)
+    run(
+        venv / "bin/python",
+        "-c",
+        "import kvmdbg._native, kvmdbg.wire.messages",
+        cwd=tmp_path,
+        **home,
+    )
     assert kvmdbg.__version__ in run(venv / "bin/kvmdbg", "--version", cwd=tmp_path, **home)
     assert "demo" in run(venv / "bin/kvmdbg", "images", cwd=tmp_path, **home)

@@ -14,7 +14,7 @@ from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.backend.agent import AgentEngine
 from kvmdbg.backend.stub import StubEngine
-from kvmdbg.errors import AgentError, AttachError
+from kvmdbg.errors import AcceleratorError, AgentError, AttachError
 from kvmdbg.machine import attach, launch
 from kvmdbg.machine.attach import attach_vm
 from kvmdbg.machine.define import Definition
@@ -146,6 +146,18 @@ async def test_without_the_agent_it_is_the_stub_and_that_is_said(
         assert bare.machine.info.engine == "stub"
         assert "the agent is not at home" in bare.machine.notices[-1]
     with pytest.raises(AgentError, match="not at home"):
+        async with under_kvm(runtime, guest, engine="agent"):
+            pass
+
+
+async def test_an_agent_that_cannot_be_preloaded_is_said_before_anything_starts(
+    runtime: RuntimeDir, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "preload_trouble", lambda: "it is nowhere")
+    async with under_kvm(runtime, guest) as bare:
+        assert isinstance(bare.machine.engine, StubEngine)
+        assert bare.machine.notices[-1].endswith("is stopped): it is nowhere")
+    with pytest.raises(AcceleratorError, match="--engine agent cannot be had: it is nowhere"):
         async with under_kvm(runtime, guest, engine="agent"):
             pass
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.arch import Architecture
 from kvmdbg.backend.agent.breakpoints import AgentBreakpoints
+from kvmdbg.backend.agent.clock import GuestClock, now
 from kvmdbg.backend.agent.execution import AgentExecution
-from kvmdbg.backend.agent.guest import guest_of
+from kvmdbg.backend.agent.guest import GuestArch, guest_of
 from kvmdbg.backend.agent.memory import AgentMemory, AgentPhysicalMemory
 from kvmdbg.backend.agent.placement import Abilities
 from kvmdbg.backend.agent.registers import AgentRegisters
@@ -19,6 +21,7 @@ from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
 from kvmdbg.errors import AgentLost, VmGone
 from kvmdbg.target.capabilities import MonitorQuery, RunControl
+from kvmdbg.target.runstate import VmRunState
 from kvmdbg.wire.structs import Flags
 
 
@@ -33,10 +36,11 @@ class AgentEngine:
         arch: Architecture,
         vcpus: Vcpus,
         abilities: Abilities,
+        guest: GuestArch,
+        clock: GuestClock,
         monitor: MonitorQuery,
         run_control: RunControl,
     ) -> None:
-        guest = guest_of(arch)
         self._agent = agent
         self._vcpus = vcpus
         self.arch = arch
@@ -44,9 +48,10 @@ class AgentEngine:
         self.memory = AgentMemory(agent, arch, vcpus, monitor)
         self.physical = AgentPhysicalMemory(agent, monitor)
         sites = Sites(agent, guest, vcpus, abilities)
+        self.clock = clock
         self.breakpoints = AgentBreakpoints(agent, guest, sites, abilities)
         self.execution = AgentExecution(
-            agent, arch, vcpus, self.registers, sites, self.breakpoints, run_control
+            agent, arch, vcpus, self.registers, sites, self.breakpoints, clock, run_control
         )
         self._watch = asyncio.create_task(self._watch_agent(), name="agent-watch")
 
@@ -72,7 +77,14 @@ class AgentEngine:
         vcpus = Vcpus(await agent.vcpus())
         flags = Flags.HONOURS_RF if abilities.resume_flag else Flags(0)
         await agent.configure(flags)
-        return cls(agent, arch, vcpus, abilities, monitor, run_control)
+        guest = guest_of(arch)
+        first = vcpus.number(vcpus.indices[0])
+        clock = GuestClock(
+            agent, await guest.clock_khz(agent, first), partial(guest.clock, agent, first)
+        )
+        if run_control.state is not VmRunState.PRELAUNCH:
+            clock.stopped(now())
+        return cls(agent, arch, vcpus, abilities, guest, clock, monitor, run_control)
 
     async def close(self) -> None:
         """Take everything out of the guest, and hang up: the VM stays stopped, and runs on

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import NoReturn
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.arch import Architecture
 from kvmdbg.backend.agent.breakpoints import AgentBreakpoints
+from kvmdbg.backend.agent.clock import GuestClock, now
 from kvmdbg.backend.agent.registers import AgentRegisters
 from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
-from kvmdbg.errors import LocalProtocolError, MonitorError, TargetError, VmGone
+from kvmdbg.errors import KvmdbgError, LocalProtocolError, TargetError, VmGone
 from kvmdbg.target.capabilities import RunControl
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
@@ -61,6 +61,7 @@ class AgentExecution:
         registers: AgentRegisters,
         sites: Sites,
         breakpoints: AgentBreakpoints,
+        clock: GuestClock,
         run_control: RunControl,
     ) -> None:
         self._agent = agent
@@ -69,6 +70,7 @@ class AgentExecution:
         self._registers = registers
         self._sites = sites
         self._breakpoints = breakpoints
+        self._clock = clock
         self._run_control = run_control
         self._reported: dict[VcpuIndex, int] = {}  # pc where a hit was told of
         self._pending: list[Stop] = []  # watchpoints that were hit while another stop was told of
@@ -110,6 +112,8 @@ class AgentExecution:
         """See the capability."""
         self._forget_state()
         self._sites.was_reset()
+        self._clock.forget()
+        self._wake.set()
 
     def _forget_state(self) -> None:
         self._reported.clear()
@@ -125,6 +129,7 @@ class AgentExecution:
 
     def _on_doorbell(self, sequence: int) -> None:
         self._rung = True
+        self._clock.stopped(now())
         self._wake.set()
 
     def _on_event(self, event: RunEvent) -> None:
@@ -146,11 +151,19 @@ class AgentExecution:
         actions = await self._actions(plan)
         self._rung = self._stop_seen = False
         try:
+            await self._clock.resume()
             await self._agent.resume(actions)
             if not self._interrupted:
                 await self._run_control.cont()
             while (stop := await self._look(plan)) is None:
                 await self._wait()
+        except VmGone:
+            raise
+        except KvmdbgError:
+            # At least the VM is as clients believe it to be after a run.
+            with contextlib.suppress(KvmdbgError):
+                await self._run_control.pause()
+            raise
         finally:
             self._registers.forget()
         return stop
@@ -183,18 +196,10 @@ class AgentExecution:
         """The stop that ends the run, with the VM stopped; None as long as it goes on."""
         self._wake.clear()
         if self._lost is not None:
-            await self._end_without_agent(self._lost)
-        latched: list[Stop] = []
-        silent = False
-        if self._rung:
-            self._rung = False
-            latched = await self._latched(plan)
-            silent = not latched
-        if latched or self._interrupted:
+            raise self._lost
+        if await self._is_wanted(plan) or self._interrupted:
             await self._run_control.pause()
             return await self._settle(plan)
-        if silent:
-            await self._agent.resume(await self._actions(plan))
         if self._stop_seen:
             state = await self._run_control.sync()
             if state is VmRunState.GONE:
@@ -207,8 +212,26 @@ class AgentExecution:
             await self._sites.refresh()
         return None
 
+    async def _is_wanted(self, plan: ResumePlan) -> bool:
+        """True if the agent has latched a stop that ends the run; one that does not is passed."""
+        while self._rung:
+            self._rung = False
+            if await self._latched(plan):
+                return True
+            if all(stop.kind is StopKind.RUNNING for stop in await self._agent.stops()):
+                continue
+            # What a vCPU latches on its way out must not be lost to the resumption.
+            await self._agent.hold()
+            if await self._latched(plan):
+                return True
+            actions = await self._actions(plan)
+            await self._clock.resume()
+            await self._agent.resume(actions)
+        return False
+
     async def _settle(self, plan: ResumePlan) -> Stop:
         """QEMU has stopped the VM: what for?"""
+        self._clock.stopped(now())
         self._registers.forget()
         first, *others = await self._latched(plan) or [Stop(self._vcpus.indices[0], Paused())]
         # Breakpoints are hit again, and a step can be seen; this would be lost.
@@ -244,13 +267,6 @@ class AgentExecution:
                 return hit or (stepped if latched.dr6 & DR6_BS else None)
             case _:
                 return None
-
-    async def _end_without_agent(self, failure: TargetError) -> NoReturn:
-        if not isinstance(failure, VmGone):
-            # Nobody tells us of stops any more; at least the VM is as clients believe it to be.
-            with contextlib.suppress(MonitorError):
-                await self._run_control.pause()
-        raise failure
 
     async def _pc(self, vcpu: VcpuIndex) -> int:
         pc = await self._registers.value(vcpu, self._arch.pc)

@@ -164,6 +164,9 @@ class Sites:
             trouble = _NO_RAM
         if await self._register(site, trouble, make_room=True):
             return
+        if not trouble and site.point is not None:
+            site.note = TAKEN  # it is an int3 already
+            return
         if not trouble and await self._int3(site, ground, TAKEN):
             return
         trouble = trouble or _NO_RAM

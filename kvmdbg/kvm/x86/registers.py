@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvmdbg.cstruct import decode_fields
-from kvmdbg.kvm._abi import ffi
+from kvmdbg.kvm._abi import ffi, lib
 from kvmdbg.kvm.ioctl import Ioctl, Scope, command, getter, setter
 from kvmdbg.kvm.struct import Struct
 
@@ -254,6 +254,41 @@ def translate(gva: int) -> Ioctl[Translation]:
 def get_tsc_khz() -> Ioctl[int]:
     """Frequency of the vCPU's TSC, in kHz."""
     return command("KVM_GET_TSC_KHZ", Scope.VCPU)
+
+
+@dataclass(frozen=True)
+class _DeviceAttr(Struct):
+    """``struct kvm_device_attr``; whoever executes the ioctl fills in ``addr``."""
+
+    C_TYPE: ClassVar[str] = "struct kvm_device_attr"
+
+    group: int
+    attr: int
+
+
+def get_tsc_offset() -> Ioctl[int]:
+    """What the vCPU's TSC is ahead of the host's, in cycles, modulo 2^64."""
+    return Ioctl(
+        "KVM_GET_DEVICE_ATTR",
+        Scope.VCPU,
+        _tsc_offset(),
+        lambda result, data: int.from_bytes(data, "little"),
+        pointee=bytes(8),
+    )
+
+
+def set_tsc_offset(cycles: int) -> Ioctl[None]:
+    return Ioctl(
+        "KVM_SET_DEVICE_ATTR",
+        Scope.VCPU,
+        _tsc_offset(),
+        lambda result, data: None,
+        pointee=(cycles % (1 << 64)).to_bytes(8, "little"),
+    )
+
+
+def _tsc_offset() -> bytes:
+    return _DeviceAttr(lib.KVM_VCPU_TSC_CTRL, lib.KVM_VCPU_TSC_OFFSET).encode()
 
 
 def get_msrs(indices: Iterable[int]) -> Ioctl[dict[int, int]]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import time
 from functools import partial
 
+from kvmdbg.errors import IoctlError
 from kvmdbg.kvm.exits import Io
 from kvmdbg.kvm.local import LocalVm
 from kvmdbg.kvm.suite import Results, Suite
 from kvmdbg.kvm.transport import Transport
 from kvmdbg.kvm.x86.cases import CASES, KERNEL, USER
 from kvmdbg.kvm.x86.guest import DONE_PORT, Guest, create_vm, load
-from kvmdbg.kvm.x86.registers import get_supported_cpuid, get_tsc_khz
+from kvmdbg.kvm.x86.registers import (
+    get_supported_cpuid,
+    get_tsc_khz,
+    get_tsc_offset,
+    set_tsc_offset,
+)
 
 _PAUSE = 0.005  # seconds
+_MOVE = 1 << 30  # cycles: more than go by in a pause, less than half of what the guest shows
 
 
 def _load_loop(guest: Guest, vm: Transport, turns: int) -> None:
@@ -31,10 +38,12 @@ def _measure(vm: LocalVm) -> Results:
 
 
 def _tsc(vm: LocalVm) -> Results:
-    """How far the guest's TSC went while its vCPU did not run."""
+    """How far the guest's TSC went while its vCPU did not run, and whether it can be moved back."""
     load(vm, KERNEL, "rdtsc")
     readings, times = [], []
-    for _ in range(2):
+    for turn in range(3):
+        if turn == 2 and not _move_tsc(vm, -_MOVE):
+            break
         exit = vm.run()
         times.append(time.perf_counter())
         if not isinstance(exit, Io) or exit.port != DONE_PORT:
@@ -44,7 +53,17 @@ def _tsc(vm: LocalVm) -> Results:
     return {
         "tsc-pause": round(times[1] - times[0], 6),
         "tsc-cycles": (readings[1] - readings[0]) % 2**32,
+        "tsc-moves": int(len(readings) == 3 and (readings[2] - readings[1]) % 2**32 > 2**31),
     }
+
+
+def _move_tsc(vm: LocalVm, cycles: int) -> bool:
+    """False if KVM does not do that; some say that they do, and do not."""
+    try:
+        vm.call(set_tsc_offset(vm.call(get_tsc_offset()) + cycles))
+    except IoctlError:
+        return False
+    return True
 
 
 SUITE = Suite(

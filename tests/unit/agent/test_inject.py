@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -66,12 +67,14 @@ class Waiter:
 
 
 @contextlib.contextmanager
-def waiting(program: Path, *arguments: str, stand_in: str = "") -> Iterator[Waiter]:
+def waiting(
+    program: Path, *arguments: str, stand_in: str = "", libraries: Path | None = None
+) -> Iterator[Waiter]:
     process = subprocess.Popen(
         [program, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"STAND_IN": stand_in},
+        env=os.environ | {"STAND_IN": stand_in, "LD_LIBRARY_PATH": str(libraries or "")},
     )
     with process:
         waiter = Waiter(process)
@@ -108,6 +111,17 @@ async def test_it_may_be_interrupted_at_any_time(program: Path) -> None:
             assert lib.remote_stop(waiter.pid, 1000, stopped) == 0
             lib.remote_release(stopped[0])
             assert waiter.wake() == "same"
+
+
+async def test_nobody_who_gives_up_waiting_does_harm(program: Path, library: Path) -> None:
+    with waiting(program) as waiter:
+        for delay in (0.0, 0.1, 0.2, 0.4):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await inject(waiter.pid, library)
+            assert waiter.wake() == "same"
+        await asyncio.get_running_loop().shutdown_default_executor()  # all have ended
+        assert waiter.wake() == "same"
 
 
 async def test_a_function_that_crashes_is_no_crash_of_the_process(
@@ -172,6 +186,18 @@ async def test_a_process_that_is_stopped_is_refused(program: Path, library: Path
         stopped = ffi.new("struct remote_thread **")
         assert lib.remote_stop(waiter.pid, 1000, stopped) == -11, "nor may it be stopped twice"
         waiter.process.send_signal(signal.SIGCONT)
+        assert waiter.wake() == "same"
+
+
+async def test_a_libc_whose_file_is_gone_is_called(
+    program: Path, library: Path, tmp_path: Path
+) -> None:
+    libc = next(m.path for m in Process(os.getpid()).mappings() if m.path.endswith("/libc.so.6"))
+    copy = tmp_path / "libc.so.6"
+    copy.write_bytes(Path(libc).read_bytes())
+    with waiting(program, libraries=tmp_path) as waiter:
+        copy.unlink()  # as an upgrade does
+        await inject(waiter.pid, library)
         assert waiter.wake() == "same"
 
 

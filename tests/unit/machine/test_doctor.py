@@ -140,6 +140,8 @@ def test_smaller_things() -> None:
     assert finding(old, "capabilities").state == "limit"
     assert finding(judge(HOST, GOOD | {"api-version": 11}), "api").state == "fail"
     assert finding(judge(HOST, GOOD | {"tsc-cycles": 900}), "tsc").found == "stands still"
+    assert "sees the time" in finding(judge(HOST, GOOD), "tsc").follows
+    assert "keeps it still" in finding(judge(HOST, GOOD | {"tsc-moves": 1}), "tsc").follows
     strict = but(HOST, ptrace_scope=1)
     assert finding(judge(strict, GOOD), "ptrace").state == "limit"
     assert finding(judge(but(strict, may_ptrace=True), GOOD), "ptrace").state == "ok"

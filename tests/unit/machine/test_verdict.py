@@ -62,6 +62,14 @@ def test_what_could_not_be_probed_is_not_kept(examined: list[Report], tmp_path: 
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_a_busy_host_kept_from_being_probed_is_not_kept(
+    examined: list[Report], tmp_path: Path
+) -> None:
+    remember(report(results={"kernel-int3": "not tried: 10 s were over"}))
+    remember(report(results={"kernel-int3": "hung, and had to be killed"}))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_without_a_device_nobody_is_asked(examined: list[Report], tmp_path: Path) -> None:
     (tmp_path / "kvm").unlink()
     assert kvm_verdict() == Verdict(False, f"there is no {tmp_path}/kvm", ())

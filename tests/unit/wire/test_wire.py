@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmdbg.errors import RemoteProtocolError
@@ -118,6 +118,7 @@ def test_every_constant_has_a_name_here() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=lambda message: message.type.name)
+@settings(deadline=None)  # the strategies of the bigger messages are slow to make
 @given(data=st.data())
 def test_a_message_survives_the_way(message: Message[Any, Any], data: st.DataObject) -> None:
     request = data.draw(carried(message.request))

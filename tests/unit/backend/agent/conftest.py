@@ -21,11 +21,13 @@ from kvmdbg.kvm.x86.registers import (
     get_msrs,
     get_regs,
     get_sregs,
+    get_tsc_khz,
     get_xsave,
     set_regs,
     set_sregs,
     set_xsave,
 )
+from kvmdbg.wire.structs import Type
 from tests.support.fake_agent import FakeAgent
 from tests.support.fake_engine import FakeGuest, FakeMonitor, FakeRunControl
 
@@ -33,6 +35,8 @@ CODE = 0x1000
 LONG_MODE = replace(
     Sregs.decode(bytes(Sregs.sizeof())), cs=Segment(l=1, selector=8), cr0=0x8000_0001, efer=0x500
 )
+TSC_KHZ = 1_000_000
+MSR_TSC = 0x10
 KERNEL_GS_BASE = 0xFFFF_8880_0000_0000
 
 
@@ -71,6 +75,7 @@ class Kit:
                 }[setter].number
                 self.agent.ioctls[number] = self._set(attribute, kind)
         self.agent.ioctls[get_msrs([]).number] = self._get_msrs
+        self.agent.ioctls[get_tsc_khz().number] = lambda vcpu, argument, data: (TSC_KHZ, data)
 
     def _get(self, attribute: str) -> Callable[[int, int, bytes], tuple[int, bytes]]:
         return lambda vcpu, argument, data: (0, getattr(self.vcpus[vcpu], attribute).encode())
@@ -85,7 +90,10 @@ class Kit:
         return set_it
 
     def _get_msrs(self, vcpu: int, argument: int, data: bytes) -> tuple[int, bytes]:
-        return 1, data[:16] + struct.pack("<Q", KERNEL_GS_BASE)
+        (index,) = struct.unpack_from("<I", data, 8)
+        shifts = [clock.shift for kind, clock in self.agent.requests if kind is Type.CLOCK]
+        value = KERNEL_GS_BASE if index != MSR_TSC else (1 << 62) + sum(shifts)
+        return 1, data[:16] + struct.pack("<Q", value)
 
     async def open(self, abilities: Abilities | None = None) -> AgentEngine:
         self.engine = await AgentEngine.open(

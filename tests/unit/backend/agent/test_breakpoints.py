@@ -79,6 +79,7 @@ async def test_what_the_kernel_patches_gets_a_register_while_there_is_one(kit: K
         (0x3000, "e811223344", Kind.HARDWARE),  # a traced function's entry
         (0x3008, "e811223344", Kind.SOFTWARE),  # a call in the midst of a function
         (0x3006, "f30f1efae811223344", Kind.HARDWARE),  # an entry after endbr64
+        (0x3008, "e8f30f0000", Kind.HARDWARE),  # a call of __fentry__, which returns at once
         (0x3003, "6690", Kind.HARDWARE),
         (0x3003, "eb10", Kind.HARDWARE),
         (0x3003, "0f1f440004", Kind.SOFTWARE),
@@ -86,6 +87,7 @@ async def test_what_the_kernel_patches_gets_a_register_while_there_is_one(kit: K
 )
 async def test_patched_sites_by_their_bytes(kit: Kit, address: int, code: str, kind: Kind) -> None:
     data = bytes.fromhex(code)
+    kit.agent.memory[0x4000] = 0xC3
     kit.agent.memory[address : address + len(data)] = data
     await insert(kit, SOFTWARE, address + 4 * code.startswith("f30f"))
     (point,) = kit.agent.table.values()
@@ -108,6 +110,14 @@ async def test_hardware_breakpoints_beyond_the_registers_are_int3s(kit: Kit) -> 
     assert (await described(kit))[0x1005] == "int3: every debug register is taken"
     fifth = next(point for point in kit.agent.table.values() if point.address == 0x1005)
     assert kit.engine.breakpoints.hit(fifth.id) == BreakpointHit(HARDWARE, Gva(0x1005))
+
+
+async def test_an_int3_that_shall_be_in_a_register_stays_where_there_is_none(kit: Kit) -> None:
+    kit.agent.debug_registers = 0
+    await insert(kit, SOFTWARE, 0x1000)
+    await insert(kit, HARDWARE, 0x1000)
+    assert points(kit) == [(Kind.SOFTWARE, 0x1000)]
+    assert (await described(kit))[0x1000] == "int3: every debug register is taken"
 
 
 async def test_a_fifth_watchpoint_names_the_four(kit: Kit) -> None:

@@ -1,6 +1,7 @@
 """Runs, and what ends them."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -161,6 +162,47 @@ async def test_a_step_that_does_so_is_a_step(kit: Kit) -> None:
 async def test_a_plan_that_runs_nothing_is_a_mistake(kit: Kit) -> None:
     with pytest.raises(LocalProtocolError):
         await kit.engine.execution.run(ResumePlan({}, Action.HOLD))
+
+
+# --- the guest's clock ---------------------------------------------------------------------------
+
+
+def shifts(kit: Kit) -> list[int]:
+    """By how many nanoseconds the TSC was moved (it runs at 1 GHz here)."""
+    return [clock.shift for kind, clock in kit.agent.requests if kind is Type.CLOCK]
+
+
+async def test_the_tsc_stands_still_while_the_vm_is_stopped(kit: Kit) -> None:
+    point = await insert(kit)
+    await hit(kit, point)
+    await asyncio.sleep(0.05)
+    await hit(kit, point)
+    (shift,) = shifts(kit)
+    assert -500_000_000 < shift < -50_000_000
+    order = [kind for kind, _ in kit.agent.requests if kind in (Type.CLOCK, Type.RESUME)]
+    assert order == [Type.RESUME, Type.CLOCK, Type.RESUME]
+
+
+async def test_short_stops_are_added_up(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmdbg.backend.agent.clock.LEAST", 0.03)
+    point = await insert(kit)
+    for _ in range(4):
+        await hit(kit, point)
+        await asyncio.sleep(0.012)
+    assert shifts(kit)
+    assert all(shift <= -30_000_000 for shift in shifts(kit))
+
+
+async def test_a_host_that_cannot_is_asked_once(kit: Kit) -> None:
+    def refuse(clock: wire.Clock) -> wire.Clock:
+        raise OSError(errno.ENXIO, "no such attribute")
+
+    kit.agent.clock = refuse  # type: ignore[method-assign]
+    point = await insert(kit)
+    for _ in range(3):
+        await hit(kit, point)
+        await asyncio.sleep(0.02)
+    assert len(shifts(kit)) == 1
 
 
 # --- what others do ------------------------------------------------------------------------------
