@@ -44,16 +44,28 @@ void forget_stops(void)
     agent.stops = 0;
 }
 
-// A step that has begun and is not done, at another pc: its instruction faulted.
+// At the frame's end: a handler's stack is another one, or further down on this one.
+static bool is_back(const struct vcpu *vcpu, const struct location *location)
+{
+    enum { PUSHED = 16, DROPPED = 65536 }; // by one instruction, at most
+
+    return location->sp - (vcpu->left.sp - PUSHED) <= PUSHED + DROPPED;
+}
+
+// KVM is about to take its TF out of rflags, or to put it in anew. A step that has begun and is not
+// done, at another pc, is in a saved frame instead: its instruction faulted.
 static void look_for_stray_step(struct vcpu *vcpu)
 {
     struct location location;
 
-    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stepped ||
-        arch_location(vcpu, &location) || location.pc == vcpu->step.pc)
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || arch_location(vcpu, &location))
         return;
-    vcpu->astray = true;
-    vcpu->left = vcpu->step;
+    if (vcpu->astray && is_back(vcpu, &location))
+        vcpu->astray = false;
+    if (!vcpu->stepped && location.pc != vcpu->step.pc) {
+        vcpu->astray = true;
+        vcpu->left = vcpu->step;
+    }
 }
 
 int run_apply_debug(struct vcpu *vcpu)
@@ -105,17 +117,16 @@ static bool is_retry(struct vcpu *vcpu, uint64_t pc)
     return true;
 }
 
-// A trap while astray: the frame with TF was returned to, unless KVM steps through the handler.
-// That one's frames are on another stack, or further down on this one.
-static bool is_back(struct vcpu *vcpu)
+// A trap while astray: the frame was returned to, unless KVM steps through the handler. Where it
+// does not, TF is the guest's to keep, and must go.
+static bool is_end_of_stray_step(struct vcpu *vcpu)
 {
-    enum { PUSHED = 16, DROPPED = 65536 }; // by the one instruction since
     struct location location;
 
-    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP))
-        return true;
-    return !arch_location(vcpu, &location) &&
-           location.sp - (vcpu->left.sp - PUSHED) <= PUSHED + DROPPED;
+    if (vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)
+        return !arch_location(vcpu, &location) && is_back(vcpu, &location);
+    arch_clear_step(vcpu);
+    return true;
 }
 
 static void hit(struct vcpu *vcpu, struct point *point, struct agent_stop *stop)
@@ -217,13 +228,11 @@ static enum verdict debug_exit(struct vcpu *vcpu)
     if (exit.breakpoint)
         return breakpoint_exit(vcpu, &exit);
     vcpu->stepped |= exit.step;
-    if (exit.step && vcpu->astray && is_back(vcpu)) {
+    if (exit.step && vcpu->astray && is_end_of_stray_step(vcpu)) {
         vcpu->astray = false;
         vcpu->attention = true;
-        if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
-            arch_clear_step(vcpu);
+        if (!stepping && !exit.fired)
             return ENTER_AGAIN;
-        }
     }
     if (exit.step && stepping)
         step_exit(vcpu, &exit);
