@@ -557,7 +557,7 @@ static bool wait_io_event(struct cpu *cpu)
     cpu->has_stopped = false;
     if (cpu->dirty && !quit) {
         cpu->dirty = false;
-        fake_ioctl((int)(cpu - cpus) + VCPU_FD, KVM_SET_REGS, (uintptr_t)&cpu->copy);
+        intercept((int)(cpu - cpus) + VCPU_FD, KVM_SET_REGS, (uintptr_t)&cpu->copy);
     }
     leave = quit;
     pthread_mutex_unlock(&bql);

@@ -151,6 +151,7 @@ enum readiness { READY, AGAIN, WAIT };
 long run_vcpu(struct vcpu *vcpu);
 enum readiness run_prepare(struct vcpu *vcpu);
 int run_apply_debug(struct vcpu *vcpu);
+void run_registers_written(struct vcpu *vcpu); // by QEMU
 void latch(struct vcpu *vcpu, const struct agent_stop *stop);
 void forget_stops(void);
 void run_clean_up(void);

@@ -44,28 +44,42 @@ void forget_stops(void)
     agent.stops = 0;
 }
 
-// At the frame's end: a handler's stack is another one, or further down on this one.
-static bool is_back(const struct vcpu *vcpu, const struct location *location)
+// In the code that a step began in: a handler's stack is another one, or further down on this one.
+static bool is_back(const struct location *location, const struct location *step)
 {
     enum { PUSHED = 16, DROPPED = 65536 }; // by one instruction, at most
 
-    return location->sp - (vcpu->left.sp - PUSHED) <= PUSHED + DROPPED;
+    return location->sp - (step->sp - PUSHED) <= PUSHED + DROPPED;
 }
 
 // KVM is about to take its TF out of rflags, or to put it in anew. A step that has begun and is not
-// done, at another pc, is in a saved frame instead: its instruction faulted.
+// done is in a saved frame instead, if its instruction faulted.
 static void look_for_stray_step(struct vcpu *vcpu)
 {
     struct location location;
 
     if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || arch_location(vcpu, &location))
         return;
-    if (vcpu->astray && is_back(vcpu, &location))
+    if (vcpu->astray && is_back(&location, &vcpu->left))
         vcpu->astray = false;
-    if (!vcpu->stepped && location.pc != vcpu->step.pc) {
+    if (!vcpu->stepped && location.pc != vcpu->step.pc && !is_back(&location, &vcpu->step)) {
         vcpu->astray = true;
         vcpu->left = vcpu->step;
     }
+}
+
+// QEMU has written registers, as it read them: without the TF that KVM hides. KVM adds it where the
+// step began, but not where a frame with it was just returned to.
+void run_registers_written(struct vcpu *vcpu)
+{
+    struct location location;
+
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stepped ||
+        arch_location(vcpu, &location) || location.pc == vcpu->step.pc ||
+        !is_back(&location, &vcpu->step))
+        return;
+    vcpu->debug_stale = true;
+    vcpu->attention = true;
 }
 
 int run_apply_debug(struct vcpu *vcpu)
@@ -124,7 +138,7 @@ static bool is_end_of_stray_step(struct vcpu *vcpu)
     struct location location;
 
     if (vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)
-        return !arch_location(vcpu, &location) && is_back(vcpu, &location);
+        return !arch_location(vcpu, &location) && is_back(&location, &vcpu->left);
     arch_clear_step(vcpu);
     return true;
 }
