@@ -11,4 +11,4 @@ from kvmdbg.machine.verdict import kvm_verdict
 def needs_right_kvm() -> None:
     verdict = kvm_verdict()
     if not verdict.kvm:
-        pytest.skip(f"{verdict.reason}: tests/lab runs this in the lab")
+        pytest.skip(f"{verdict.reason}: make lab CMD='pytest tests/nested --kvmdbg-accel kvm'")
