@@ -87,8 +87,7 @@ static int do_ioctl(struct request *request)
 
     if (request->length != sizeof(*call) + (uint64_t)call->size ||
         call->size > AGENT_MAX_PAYLOAD - sizeof(*result) || call->size < _IOC_SIZE(number) ||
-        (call->pointee && call->size < call->pointee + 8ull) ||
-        (call->scope == AGENT_VCPU && !vcpu))
+        (call->pointee && call->size < call->pointee + 8ull) || (!vcpu && call->scope != AGENT_VM))
         return EINVAL;
     result = answer(request, sizeof(*result));
     payload = answer(request, call->size);
@@ -384,11 +383,12 @@ static const struct handler HANDLERS[] = {
 
 int request_handle(uint16_t type, struct request *request)
 {
-    const struct handler *handler = &HANDLERS[type];
+    const struct handler *handler;
     int error;
 
-    if (type >= sizeof(HANDLERS) / sizeof(*HANDLERS) || !handler->handle)
+    if (type >= sizeof(HANDLERS) / sizeof(*HANDLERS) || !HANDLERS[type].handle)
         return ENOSYS;
+    handler = &HANDLERS[type];
     if (request->length < handler->least)
         return EINVAL;
     if (!request->controller->greeted && type != AGENT_HELLO)
