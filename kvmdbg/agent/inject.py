@@ -8,6 +8,7 @@ killed kvmdbg does not take along: half an injection would be the end of QEMU.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import platform
@@ -100,7 +101,8 @@ def main() -> None:
         outcome = _Outcome(inject_here(pid, library))
     except KvmdbgError as error:
         outcome = _Outcome(failure=str(error))
-    sys.stdout.buffer.write(msgspec.json.encode(outcome))
+    with contextlib.suppress(BrokenPipeError):  # a killed kvmdbg does not listen
+        os.write(sys.stdout.fileno(), msgspec.json.encode(outcome))
 
 
 def inject_here(pid: int, library: Path) -> Injection:

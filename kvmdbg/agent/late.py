@@ -16,7 +16,7 @@ from kvmdbg.agent.inject import inject
 from kvmdbg.agent.process import Process
 from kvmdbg.errors import AttachError
 from kvmdbg.wire.messages import Adoption
-from kvmdbg.wire.structs import Slot, Vcpu
+from kvmdbg.wire.structs import Features, Slot, Vcpu
 
 _VM = "anon_inode:kvm-vm"
 _VCPU = re.compile(r"anon_inode:kvm-vcpu:(\d+)")
@@ -38,11 +38,12 @@ async def attach(pid: int, threads: Sequence[int], slots: Sequence[Slot]) -> Age
     injection = await inject(pid, library())
     peer = socket.socket(fileno=take_descriptor(pid, injection.descriptor))
     client = AgentClient(await AgentConnection.over(peer, pid))
-    try:
-        await client.adopt(adoption)
-    except BaseException:
-        client.close()
-        raise
+    if client.welcome.features & Features.ADOPTION:  # else it was preloaded, and has seen it all
+        try:
+            await client.adopt(adoption)
+        except BaseException:
+            client.close()
+            raise
     return client
 
 

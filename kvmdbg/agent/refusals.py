@@ -33,6 +33,7 @@ _TASKS = {
 _REASONS = {
     (Type.HELLO, errno.EPROTO): "it is of another version than this kvmdbg: end the VM and "
     "start it again",
+    (Type.ADOPT, errno.ENOENT): "its program does not call KVM as QEMU does",
     (Type.WRITE, errno.EFAULT): "not all of it is mapped to RAM",
     (Type.READ, errno.EFAULT): "it is not mapped to RAM",
     (Type.TRANSLATE, errno.EFAULT): "it is not mapped",
@@ -40,13 +41,14 @@ _REASONS = {
     (Type.INSERT, errno.EFAULT): "the address is not mapped to RAM",
     (Type.INSERT, errno.ENOSPC): "every debug register is taken",
     (Type.INSERT, errno.EINVAL): "debug registers do not have that alignment or length",
+    (Type.INSERT, errno.ENOMEM): "there are too many",
     (Type.REMOVE, errno.ENOENT): "there is none with that number",
+    (Type.CLOCK, errno.EBUSY): "the vCPUs are not held",
 }
 _ANY_REASON = {
-    errno.ENODEV: "QEMU has made no VM yet",
-    errno.ENXIO: "there is no such vCPU",
-    errno.ENOTSUP: "this host's KVM cannot do that",
-    errno.EBUSY: "a vCPU did not come out of the guest in time",
+    errno.EINVAL: "there is no such vCPU, or the request makes no sense",
+    errno.ENOTSUP: "this host's KVM, or its kind of processor, cannot do that",
+    errno.ENOSYS: "it does not know such a request",
     errno.EPROTO: "kvmdbg did not keep to the protocol",
 }
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import re
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvmdbg.agent.client import AgentClient
-from kvmdbg.agent.late import attach
+from kvmdbg.agent.late import attach, library
 from kvmdbg.agent.process import Process
 from kvmdbg.backend.hmp import memory_slots
 from kvmdbg.errors import MonitorError
@@ -91,8 +92,13 @@ class Qemu:
 
 
 @contextlib.asynccontextmanager
-async def stock_qemu(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[Qemu]:
-    """Start it, and wait until its guest takes timer interrupts."""
+async def stock_qemu(
+    guest: Guest, folder: Path, vcpus: int, listener: socket.socket | None = None
+) -> AsyncIterator[Qemu]:
+    """Start it, and wait until its guest takes timer interrupts.
+
+    With a socket that listens it is not stock: the agent is preloaded, and accepts there.
+    """
     path = folder / "qmp.sock"
     command = [
         *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-shutdown"),
@@ -101,7 +107,11 @@ async def stock_qemu(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[Qe
         *("-qmp", f"unix:{path},server=on,wait=off"),
     ]
     process = subprocess.Popen(  # noqa: ASYNC220
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[listener.fileno()] if listener else [],
+        env=os.environ | (_preloaded(listener) if listener else {}),
     )
     try:
         qemu = Qemu(guest, process, await _connect(process, path))
@@ -113,6 +123,10 @@ async def stock_qemu(guest: Guest, folder: Path, vcpus: int) -> AsyncIterator[Qe
     finally:
         process.kill()
         process.wait()
+
+
+def _preloaded(listener: socket.socket) -> dict[str, str]:
+    return {"LD_PRELOAD": str(library()), "KVMDBG_AGENT_FD": str(listener.fileno())}
 
 
 async def _connect(process: subprocess.Popen[bytes], path: Path) -> QmpConnection:

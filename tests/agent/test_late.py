@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import statistics
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 
 from kvmdbg.agent import late
 from kvmdbg.agent.client import AgentClient
+from kvmdbg.agent.connection import AgentConnection
 from kvmdbg.agent.inject import Injection, inject
 from kvmdbg.agent.process import Process
 from kvmdbg.errors import AttachError, VmGone
@@ -153,6 +155,30 @@ async def test_one_at_a_time(qemu: Qemu) -> None:
     assert len(await client.vcpus()) > 0
     await client.detach()
     await (await qemu.attach()).detach()
+
+
+async def test_a_preloaded_agent_that_nobody_can_reach_is_reached(
+    guest: Guest, tmp_path: Path
+) -> None:
+    path = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        async with stock_qemu(guest, tmp_path, 2, listener) as qemu:
+            before = Traces.of(qemu.pid)
+            first = AgentClient(await AgentConnection.connect(path))
+            with pytest.raises(AttachError, match="another kvmdbg"):
+                await qemu.attach()
+            first.close()
+            path.unlink()
+            for _ in range(3):
+                client = await qemu.attach()
+                await client.hold()
+                await client.insert(Kind.HARDWARE, guest.symbols["loop"], 1)
+                assert (await stop_at(client, guest.symbols["loop"])).vcpu == 0
+                await client.detach()
+                await qemu.wait_traces(before)
+                await qemu.wait_running()
 
 
 async def test_the_end_of_qemu_is_told(qemu: Qemu) -> None:
