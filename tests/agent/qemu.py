@@ -82,13 +82,17 @@ class Qemu:
             while await self.ticks() == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    def memory_kib(self) -> int:
-        """Resident memory that is not the guest's (its RAM is a mapping of its own)."""
-        match = re.search(
-            r"^Private_Dirty: +(\d+)", Path(f"/proc/{self.pid}/smaps_rollup").read_text(), re.M
-        )
-        assert match is not None
-        return int(match[1])
+    async def memory_kib(self) -> int:
+        """What QEMU has written to, without the guest's memory (of which huge pages are made)."""
+        _, slots = await self.layout()
+        total, counts = 0, False
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                start, end = int(match[1], 16), int(match[2], 16)
+                counts = not any(slot.hva < end and start < slot.hva + slot.size for slot in slots)
+            elif counts and line.startswith("Private_Dirty:"):
+                total += int(line.split()[1])
+        return total
 
 
 @contextlib.asynccontextmanager
