@@ -158,7 +158,7 @@ struct agent_point {
   uint64_t address; // GVA
   uint64_t length;
   uint64_t gpa;     // software only
-  uint64_t hits;    // hits that were latched as a stop
+  uint64_t hits;    // latched as a stop, and not forgotten without AGENT_STEP_OVER
   uint32_t state;   // enum agent_point_state
   uint32_t debug_register; // its number; ~0 for software
   uint8_t original[16]; // software: the instruction's bytes

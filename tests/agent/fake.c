@@ -185,7 +185,8 @@ static void pass_site(unsigned index, uint64_t rip, bool again)
         if (licence[index] == site || licence[index] == site + MAYBE)
             licence[index] = NO_SITE;
         else if (armed[site] && !logging && !again)
-            broken("vCPU %u passed site %d without hitting its breakpoint", index, site);
+            broken("vCPU %u passed site %d without hitting its breakpoint (it may pass %d)", index,
+                   site, licence[index]);
         passed[site] += !again;
     }
 }
@@ -226,16 +227,19 @@ static void enter_handler(unsigned index, struct cpu *cpu)
 // An instruction of the handler. true: a trap follows.
 static bool handler_step(unsigned index, struct cpu *cpu)
 {
+    bool trap;
+
     progress[index]++;
     if (cpu->handler_left--) {
         if (!random_below(2000))
             usleep(6000); // longer than the agent lets the others wait
         return cpu->tf;
     }
+    trap = cpu->tf;
     cpu->rip = cpu->frame_rip;
     cpu->rsp += 48;
     cpu->tf = cpu->frame_tf;
-    return false; // the trap comes after the instruction that was returned to
+    return trap;
 }
 
 enum step { STEPPED, TRAPPED, EXITED };
@@ -553,7 +557,7 @@ static bool wait_io_event(struct cpu *cpu)
     cpu->has_stopped = false;
     if (cpu->dirty && !quit) {
         cpu->dirty = false;
-        fake_ioctl((int)(cpu - cpus) + VCPU_FD, KVM_SET_REGS, (uintptr_t)&cpu->copy);
+        intercept((int)(cpu - cpus) + VCPU_FD, KVM_SET_REGS, (uintptr_t)&cpu->copy);
     }
     leave = quit;
     pthread_mutex_unlock(&bql);
@@ -741,6 +745,7 @@ void fake_end_qemu(void)
         pthread_kill(cpus[i].thread, SIGUSR1);
         pthread_join(cpus[i].thread, NULL);
         if (cpus[i].debug.control)
-            broken("vCPU %u is still debugged: %#x", i, cpus[i].debug.control);
+            broken("vCPU %u is still debugged: %#x, a step left %#lx", i, cpus[i].debug.control,
+                   (long)agent.vcpus[i]->left.pc);
     }
 }

@@ -119,10 +119,10 @@ static void check_pristine(void)
 static void connect_session(void)
 {
     const struct agent_hello hello = {AGENT_MAGIC, AGENT_VERSION};
-    const uint32_t flags =
-        (random_below(2) ? AGENT_NO_SKIP : 0) | (random_below(2) ? AGENT_HONOURS_RF : 0);
-    const struct agent_configuration configuration = {.flags = flags};
+    struct agent_configuration configuration = {0};
 
+    flags = (random_below(2) ? AGENT_NO_SKIP : 0) | (random_below(2) ? AGENT_HONOURS_RF : 0);
+    configuration.flags = flags;
     controller = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connect(controller, (struct sockaddr *)&address, address_length))
         broken("connect: %s", strerror(errno));
@@ -324,7 +324,9 @@ static void session(void)
     for (unsigned i = 0; i < VCPUS; i++) {
         if (!(flags & AGENT_HONOURS_RF)) // a vCPU may be about to use its RF
             licence[i] = NO_SITE;
+        note("licence left", i, (uint64_t)licence[i]);
     }
+    note("session ends, flags", flags, 0);
     close(controller);
 }
 

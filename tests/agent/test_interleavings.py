@@ -51,10 +51,10 @@ MISTAKES = {
         "return all_out(vcpu);\n",
         "return true;\n",
     ),
-    "a pending hit is judged while code changes": (
-        "run.c",
-        "    if (gate_is_shut(vcpu))\n        return ENTER_AGAIN;\n    if (arch_paging",
-        "    if (arch_paging",
+    "code is changed under vCPUs that run": (
+        "gate.c",
+        "while (!all_out(NULL))",
+        "while (false)",
     ),
     "an I/O instruction is left half done": (
         "gate.c",
@@ -64,7 +64,8 @@ MISTAKES = {
     "the kick comes before the vCPU says that it is in": (
         "gate.c",
         "    vcpu->in_run = true;\n    if (!vcpu->attention)\n        return true;\n",
-        "    if (!vcpu->attention) {\n        vcpu->in_run = true;\n        return true;\n    }\n",
+        "    if (!vcpu->attention) {\n        poll(NULL, 0, 1);\n"
+        "        vcpu->in_run = true;\n        return true;\n    }\n",
     ),
     "TF is left in a saved frame": (
         "run.c",

@@ -110,6 +110,7 @@ struct agent {
     unsigned slot_count, slot_room;
     struct agent_slot *slots;
     uint32_t last_point;
+    unsigned point_limit; // none is in use from here on
     struct point points[MAX_POINTS];
 };
 extern struct agent agent;
@@ -119,7 +120,7 @@ extern struct agent agent;
          each##_at < agent.vcpus + agent.vcpu_count && (each = *each##_at, true); each##_at++)
 
 #define for_each_point(each)                                                                       \
-    for (struct point *each = agent.points; each < agent.points + MAX_POINTS; each++)              \
+    for (struct point *each = agent.points; each < agent.points + agent.point_limit; each++)       \
         if (each->info.id)
 
 static inline bool in_mode(uint32_t flag)
@@ -150,6 +151,7 @@ enum readiness { READY, AGAIN, WAIT };
 long run_vcpu(struct vcpu *vcpu);
 enum readiness run_prepare(struct vcpu *vcpu);
 int run_apply_debug(struct vcpu *vcpu);
+void run_registers_written(struct vcpu *vcpu); // by QEMU
 void latch(struct vcpu *vcpu, const struct agent_stop *stop);
 void forget_stops(void);
 void run_clean_up(void);

@@ -140,9 +140,10 @@ struct import {
 
 static int protect(void **slot, int protection)
 {
-    const uintptr_t page = (uintptr_t)slot & ~(uintptr_t)4095;
+    const size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t page = (uintptr_t)slot & ~(size - 1);
 
-    return mprotect((void *)page, 4096, protection) ? errno : 0;
+    return mprotect((void *)page, size, protection) ? errno : 0;
 }
 
 static void patch_slot(void **slot, bool read_only, struct import *import)

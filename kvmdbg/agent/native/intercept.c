@@ -188,6 +188,16 @@ static void set_run_state(struct vcpu *vcpu)
     pthread_mutex_unlock(&agent.lock);
 }
 
+static long set_registers(struct vcpu *vcpu, uintptr_t argument)
+{
+    long result = kvm->ioctl(vcpu->fd, KVM_SET_REGS, argument);
+
+    pthread_mutex_lock(&agent.lock);
+    run_registers_written(vcpu);
+    pthread_mutex_unlock(&agent.lock);
+    return result;
+}
+
 long intercept(int fd, unsigned request, uintptr_t argument)
 {
     struct vcpu *vcpu;
@@ -206,6 +216,9 @@ long intercept(int fd, unsigned request, uintptr_t argument)
         if (fd == agent.vm_fd)
             return set_region(fd, request, (const void *)argument);
         return kvm->ioctl(fd, request, argument);
+    case KVM_SET_REGS:
+        vcpu = vcpu_of(fd);
+        return vcpu ? set_registers(vcpu, argument) : kvm->ioctl(fd, request, argument);
     case KVM_SET_MP_STATE:
         vcpu = vcpu_of(fd);
         if (vcpu)

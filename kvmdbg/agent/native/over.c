@@ -80,7 +80,8 @@ static bool emulate(struct vcpu *vcpu, struct point *point)
 {
     struct location location;
 
-    if (in_mode(AGENT_NO_SKIP) || vcpu->incomplete || !arch_emulate(vcpu, point))
+    if (in_mode(AGENT_NO_SKIP) || vcpu->incomplete || !point_is_intact(point) ||
+        !arch_emulate(vcpu, point))
         return false;
     agent.statistics.emulated++;
     vcpu->stepped = true;

@@ -270,6 +270,8 @@ int point_insert(struct vcpu *vcpu, const struct agent_point_request *request, s
         point++;
     if (point->info.id)
         return ENOMEM;
+    if (point >= agent.points + agent.point_limit)
+        agent.point_limit = (unsigned)(point - agent.points) + 1;
     *point = (struct point){.info = {.id = ++agent.last_point,
                                      .kind = request->kind,
                                      .address = request->address,

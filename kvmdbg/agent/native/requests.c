@@ -87,8 +87,7 @@ static int do_ioctl(struct request *request)
 
     if (request->length != sizeof(*call) + (uint64_t)call->size ||
         call->size > AGENT_MAX_PAYLOAD - sizeof(*result) || call->size < _IOC_SIZE(number) ||
-        (call->pointee && call->size < call->pointee + 8ull) ||
-        (call->scope == AGENT_VCPU && !vcpu))
+        (call->pointee && call->size < call->pointee + 8ull) || (!vcpu && call->scope != AGENT_VM))
         return EINVAL;
     result = answer(request, sizeof(*result));
     payload = answer(request, call->size);
@@ -222,15 +221,11 @@ static int hold(struct request *request)
     return 0;
 }
 
-static void act(struct vcpu *vcpu, const struct agent_action *action)
+// Whatever breakpoint is at the vCPU's pc was told to the user.
+static void step_over(struct vcpu *vcpu)
 {
     struct location location;
 
-    vcpu->action = action->kind;
-    vcpu->action_flags = action->flags;
-    vcpu->debug_stale = true;
-    if (!(action->flags & AGENT_STEP_OVER))
-        return;
     settle(vcpu);
     registers_set(vcpu);
     if (!arch_location(vcpu, &location) &&
@@ -248,15 +243,25 @@ static int resume(struct request *request)
             return EINVAL;
     }
     exclude(NULL);
-    forget_stops();
-    agent.held = false;
     for_each_vcpu(vcpu)
     {
         vcpu->action = AGENT_CONTINUE;
         vcpu->action_flags = 0;
+        vcpu->debug_stale = true;
     }
-    for (size_t i = 0; i < count; i++)
-        act(vcpu_find(actions[i].vcpu), &actions[i]);
+    for (size_t i = 0; i < count; i++) {
+        struct vcpu *vcpu = vcpu_find(actions[i].vcpu);
+
+        vcpu->action = actions[i].kind;
+        vcpu->action_flags = actions[i].flags;
+    }
+    forget_stops();
+    agent.held = false;
+    for_each_vcpu(vcpu)
+    {
+        if (vcpu->action_flags & AGENT_STEP_OVER)
+            step_over(vcpu);
+    }
     readmit(NULL);
     return 0;
 }
@@ -378,11 +383,12 @@ static const struct handler HANDLERS[] = {
 
 int request_handle(uint16_t type, struct request *request)
 {
-    const struct handler *handler = &HANDLERS[type];
+    const struct handler *handler;
     int error;
 
-    if (type >= sizeof(HANDLERS) / sizeof(*HANDLERS) || !handler->handle)
+    if (type >= sizeof(HANDLERS) / sizeof(*HANDLERS) || !HANDLERS[type].handle)
         return ENOSYS;
+    handler = &HANDLERS[type];
     if (request->length < handler->least)
         return EINVAL;
     if (!request->controller->greeted && type != AGENT_HELLO)

@@ -21,25 +21,65 @@ void latch(struct vcpu *vcpu, const struct agent_stop *stop)
     ring_bell();
 }
 
+// A hit that the user was not told of happens again, and is counted then.
+static void uncount_hit(const struct agent_stop *stop)
+{
+    agent.statistics.hits--;
+    for_each_point(point)
+    {
+        if (point->info.id == stop->point)
+            point->info.hits--;
+    }
+}
+
+// At a resume: the actions are the new ones already.
 void forget_stops(void)
 {
     for_each_vcpu(vcpu)
     {
+        if (vcpu->stop.kind == AGENT_HIT && !(vcpu->action_flags & AGENT_STEP_OVER))
+            uncount_hit(&vcpu->stop);
         vcpu->stop = (struct agent_stop){.vcpu = vcpu->index};
     }
     agent.stops = 0;
 }
 
-// A step that has begun and is not done, at another pc: its instruction faulted.
+// In the code that a step began in: a handler's stack is another one, or further down on this one.
+static bool is_back(const struct location *location, const struct location *step)
+{
+    enum { PUSHED = 16, DROPPED = 65536 }; // by one instruction, at most
+
+    return location->sp - (step->sp - PUSHED) <= PUSHED + DROPPED;
+}
+
+// KVM is about to take its TF out of rflags, or to put it in anew. A step that has begun and is not
+// done is in a saved frame instead, if its instruction faulted.
 static void look_for_stray_step(struct vcpu *vcpu)
 {
     struct location location;
 
-    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stepped ||
-        arch_location(vcpu, &location) || location.pc == vcpu->step.pc)
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || arch_location(vcpu, &location))
         return;
-    vcpu->astray = true;
-    vcpu->left = vcpu->step;
+    if (vcpu->astray && is_back(&location, &vcpu->left))
+        vcpu->astray = false;
+    if (!vcpu->stepped && location.pc != vcpu->step.pc && !is_back(&location, &vcpu->step)) {
+        vcpu->astray = true;
+        vcpu->left = vcpu->step;
+    }
+}
+
+// QEMU has written registers, as it read them: without the TF that KVM hides. KVM adds it where the
+// step began, but not where a frame with it was just returned to.
+void run_registers_written(struct vcpu *vcpu)
+{
+    struct location location;
+
+    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stepped ||
+        arch_location(vcpu, &location) || location.pc == vcpu->step.pc ||
+        !is_back(&location, &vcpu->step))
+        return;
+    vcpu->debug_stale = true;
+    vcpu->attention = true;
 }
 
 int run_apply_debug(struct vcpu *vcpu)
@@ -86,21 +126,21 @@ static bool is_retry(struct vcpu *vcpu, uint64_t pc)
         location.sp != vcpu->left.sp)
         return false;
     vcpu->astray = false;
+    arch_clear_step(vcpu);
     over_begin(vcpu, pc);
     return true;
 }
 
-// A trap while astray: the frame with TF was returned to, unless KVM steps through the handler.
-// That one's frames are on another stack, or further down on this one.
-static bool is_back(struct vcpu *vcpu)
+// A trap while astray: the frame was returned to, unless KVM steps through the handler. Where it
+// does not, TF is the guest's to keep, and must go.
+static bool is_end_of_stray_step(struct vcpu *vcpu)
 {
-    enum { PUSHED = 16, DROPPED = 65536 }; // by the one instruction since
     struct location location;
 
-    if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP))
-        return true;
-    return !arch_location(vcpu, &location) &&
-           location.sp - (vcpu->left.sp - PUSHED) <= PUSHED + DROPPED;
+    if (vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)
+        return !arch_location(vcpu, &location) && is_back(&location, &vcpu->left);
+    arch_clear_step(vcpu);
+    return true;
 }
 
 static void hit(struct vcpu *vcpu, struct point *point, struct agent_stop *stop)
@@ -118,9 +158,6 @@ static enum verdict breakpoint_exit(struct vcpu *vcpu, struct debug_exit *exit)
     struct paging paging;
     uint8_t bytes[4];
 
-    // It executes again when the gate opens, and is a hit then, if it is still there.
-    if (gate_is_shut(vcpu))
-        return ENTER_AGAIN;
     if (arch_paging(vcpu, &paging) || arch_walk(&paging, exit->pc, &page) ||
         !guest_load(page.gpa, bytes, ARCH_BREAKPOINT_SIZE))
         return TO_QEMU;
@@ -162,8 +199,6 @@ static enum verdict register_exit(struct vcpu *vcpu, struct debug_exit *exit)
         latch(vcpu, &exit->stop);
         return ENTER_AGAIN;
     }
-    if (gate_is_shut(vcpu))
-        return ENTER_AGAIN;
     if (is_retry(vcpu, exit->pc))
         return ENTER_AGAIN;
     agent.statistics.hits++;
@@ -201,13 +236,11 @@ static enum verdict debug_exit(struct vcpu *vcpu)
     if (exit.breakpoint)
         return breakpoint_exit(vcpu, &exit);
     vcpu->stepped |= exit.step;
-    if (exit.step && vcpu->astray && is_back(vcpu)) {
+    if (exit.step && vcpu->astray && is_end_of_stray_step(vcpu)) {
         vcpu->astray = false;
         vcpu->attention = true;
-        if (!(vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP)) {
-            arch_clear_step(vcpu);
+        if (!stepping && !exit.fired)
             return ENTER_AGAIN;
-        }
     }
     if (exit.step && stepping)
         step_exit(vcpu, &exit);
