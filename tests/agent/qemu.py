@@ -83,15 +83,20 @@ class Qemu:
                 await asyncio.sleep(0.01)
 
     async def memory_kib(self) -> int:
-        """What QEMU has written to, without the guest's memory (of which huge pages are made)."""
+        """What QEMU has written to, without the guest's memory.
+
+        Huge pages are not counted: the kernel makes them of others when it likes to.
+        """
         _, slots = await self.layout()
-        total, counts = 0, False
+        total, sign = 0, {}
         for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            key, _, value = line.partition(":")
             if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
                 start, end = int(match[1], 16), int(match[2], 16)
-                counts = not any(slot.hva < end and start < slot.hva + slot.size for slot in slots)
-            elif counts and line.startswith("Private_Dirty:"):
-                total += int(line.split()[1])
+                is_guests = any(s.hva < end and start < s.hva + s.size for s in slots)
+                sign = {} if is_guests else {"Private_Dirty": 1, "AnonHugePages": -1}
+            elif key in sign:
+                total += sign[key] * int(value.split()[0])
         return total
 
 
