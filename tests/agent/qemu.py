@@ -82,13 +82,22 @@ class Qemu:
             while await self.ticks() == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    def memory_kib(self) -> int:
-        """Resident memory that is not the guest's (its RAM is a mapping of its own)."""
-        match = re.search(
-            r"^Private_Dirty: +(\d+)", Path(f"/proc/{self.pid}/smaps_rollup").read_text(), re.M
-        )
-        assert match is not None
-        return int(match[1])
+    async def memory_kib(self) -> int:
+        """What QEMU has written to, without the guest's memory.
+
+        Huge pages are not counted: the kernel makes them of others when it likes to.
+        """
+        _, slots = await self.layout()
+        total, sign = 0, {}
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                start, end = int(match[1], 16), int(match[2], 16)
+                is_guests = any(s.hva < end and start < s.hva + s.size for s in slots)
+                sign = {} if is_guests else {"Private_Dirty": 1, "AnonHugePages": -1}
+            elif key in sign:
+                total += sign[key] * int(value.split()[0])
+        return total
 
 
 @contextlib.asynccontextmanager

@@ -90,8 +90,10 @@ async def test_fifty_visits_leave_nothing_behind(qemu: Qemu, pauses: list[float]
             await client.wait_lost()
         await qemu.wait_traces(before)
         await qemu.wait_running()
-        memory = memory or qemu.memory_kib()  # from the first visit on: the agent stays mapped
-    assert qemu.memory_kib() - memory <= MEMORY_LIMIT
+        memory = (
+            memory or await qemu.memory_kib()
+        )  # from the first visit on: the agent stays mapped
+    assert await qemu.memory_kib() - memory <= MEMORY_LIMIT
     assert statistics.median(pauses) <= PAUSE_LIMIT
 
 
