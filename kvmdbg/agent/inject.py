@@ -177,9 +177,10 @@ def _refused(process: Process, code: int) -> AttachError:
             "or start the VM with kvmdbg"
         )
     elif code == errno.EPERM:
+        # Root is refused by a policy, or because somebody has begun to trace it just now.
         why = (
-            "the host's security policy forbids to trace it: run kvmdbg as root, "
-            "or use --engine stub"
+            "another process traces it just now, or the host's security policy forbids it: "
+            "try again, or use --engine stub"
         )
     elif code == errno.EAGAIN:
         why = "a signal has stopped it: continue it first"

@@ -81,7 +81,7 @@ async def test_images_lists_the_demo() -> None:
 async def test_an_unknown_image_names_those_that_are_there() -> None:
     done = await command.kvmdbg("images", "no-such-image")
     assert done.status == 1
-    assert done.sentence == "there is no image recipe no-such-image: there are demo"
+    assert done.sentence == "there is no image recipe no-such-image: there are demo, demo-aarch64"
 
 
 async def test_an_unknown_vm_names_the_candidates() -> None:
