@@ -17,10 +17,18 @@ SITES = (
     "ksys_read",
     "ksys_write",
     "__x64_sys_close",
-    "__x64_sys_clock_nanosleep",
+    "__x64_sys_nanosleep",
     "hrtimer_nanosleep",
 )
 """Entries of functions that the workload calls all the time; more than debug registers."""
+
+SWITCHING = (
+    "mount -t tracefs t /sys/kernel/tracing; cd /sys/kernel/tracing",
+    "k=/proc/sys/kernel/sched_schedstats",
+    "s() { echo $1 > current_tracer; echo 1 > $k; echo 0 > $k; }",
+    "(sleep 2; s function; s nop; s function; s nop; echo al''l) &",
+)
+"""Lines that fit on the terminal's: a longer one is not echoed as it is."""
 
 COMPLAINTS = ("WARNING:", "BUG:", "ftrace failed", "ftrace bug", "Oops", "Kernel panic")
 
@@ -28,15 +36,15 @@ COMPLAINTS = ("WARNING:", "BUG:", "ftrace failed", "ftrace bug", "Oops", "Kernel
 async def test_tracing_and_static_keys_go_on_and_off_under_breakpoints(kvmdbg_vm: Vm) -> None:
     vm = kvmdbg_vm
     await demo.booted(vm)
-    await shell(vm, "mount -t tracefs t /sys/kernel/tracing", "mounted")
+    # Typed before anything stops the guest, because a key pressed is many system calls.
+    for line in SWITCHING:
+        await vms.type_line(vm.status, line)
     await vm.pause()
     code = {name: await original(vm, name) for name in SITES}
     points = [await vm.breakpoint(name) for name in SITES]
     await hit_all(vm)
     going_on = asyncio.create_task(keep_going(vm))
-    for turn, tracer in enumerate(("function", "nop", "function", "nop")):
-        await shell(vm, f"echo {tracer} > /sys/kernel/tracing/current_tracer", f"tracer{turn}")
-        await shell(vm, f"echo {1 - turn % 2} > /proc/sys/kernel/sched_schedstats", f"key{turn}")
+    await vm.wait_console("\nall", 60)
     going_on.cancel()
     await vm.pause()
     await hit_all(vm)
