@@ -211,8 +211,7 @@ struct agent_stop {
 enum agent_flags {
   AGENT_RAW_EXITS = 1, // every return of KVM_RUN is a stop; KVM_SET_GUEST_DEBUG goes through as it is
   AGENT_HONOURS_RF = 2, // this KVM lets RF in rflags suppress a debug register's hit
-  AGENT_NO_SKIP = 4, // do not emulate instructions under breakpoints: lift, step, put back
-  AGENT_GUEST_TSC = 8 // keep the TSC still while held (AGENT_CLOCK says by how much)
+  AGENT_NO_SKIP = 4 // do not emulate instructions under breakpoints: lift, step, put back
 };
 
 struct agent_configuration {

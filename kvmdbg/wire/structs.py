@@ -139,7 +139,6 @@ class Flags(IntFlag):
     RAW_EXITS = lib.AGENT_RAW_EXITS
     HONOURS_RF = lib.AGENT_HONOURS_RF
     NO_SKIP = lib.AGENT_NO_SKIP
-    GUEST_TSC = lib.AGENT_GUEST_TSC
 
 
 @dataclass(frozen=True)
