@@ -139,7 +139,8 @@ enum agent_kind {
 enum agent_point_flags {
   AGENT_SILENT = 1, // its hits are counted, and the vCPU goes on
   // Software, at the entry of a function of the guest's that patches code and minds to find other
-  // bytes there than its own: every int3 is out until it has returned. Silent.
+  // bytes there than its own: every int3 is out until it has returned, which a debug register shows
+  // if there is one to spare. Silent.
   AGENT_GUARD = 2
 };
 
@@ -158,7 +159,7 @@ struct agent_point_request {
 enum agent_point_state {
   AGENT_ARMED = 1,
   AGENT_OVERWRITTEN = 2, // the guest wrote other bytes there; ours is gone
-  AGENT_WITHDRAWN = 3    // taken out while KVM logs writes to its memory slot
+  AGENT_WITHDRAWN = 3    // taken out while KVM logs writes to its memory slot, or for a guard
 };
 
 struct agent_point {

@@ -62,17 +62,18 @@ void broken(const char *invariant, ...)
     const unsigned now = note_count;
     va_list arguments;
 
+    // First, because whoever shows a failed test may cut its output.
+    va_start(arguments, invariant);
+    fprintf(stderr, "BROKEN: ");
+    vfprintf(stderr, invariant, arguments);
+    fprintf(stderr, "\n");
+    va_end(arguments);
     for (unsigned back = now < 200 ? now : 200; back; back--) {
         const unsigned at = (now - back) % 1024;
 
         fprintf(stderr, "  %s %llx %llx\n", notes[at].what, (unsigned long long)notes[at].who,
                 (unsigned long long)notes[at].more);
     }
-    va_start(arguments, invariant);
-    fprintf(stderr, "BROKEN: ");
-    vfprintf(stderr, invariant, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
     abort();
 }
 

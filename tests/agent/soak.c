@@ -195,6 +195,15 @@ static void judge_stop(const struct agent_stop *stop)
         broken("vCPU %u hit site %d a second time before it passed it", stop->vcpu, site);
 }
 
+// A step that ended where it began, by way of a fault's handler: the breakpoint there was told of
+// before it, and is to be passed still.
+static bool is_where_told(const struct agent_stop *stop)
+{
+    const int site = licence[stop->vcpu];
+
+    return stop->kind == AGENT_STEPPED && site != NO_SITE && stop->pc == SITE[site % MAYBE];
+}
+
 // Reports some of the latched stops to "the user", who wants them passed.
 static void resume(void)
 {
@@ -220,6 +229,8 @@ static void resume(void)
                 licence[i] = site + MAYBE;
             actions[i].flags = AGENT_STEP_OVER;
         }
+        if (is_where_told(&latched[i]))
+            actions[i].flags = AGENT_STEP_OVER;
         if (!stepping && !random_below(6)) {
             actions[i].kind = AGENT_STEP;
             stepping = true;

@@ -164,7 +164,8 @@ void over_break_off(struct vcpu *vcpu);
 void over_watch(void);
 
 // guard.c
-struct point *guard_at(uint64_t gpa, uint64_t sp);
+struct point *guard_at(const struct location *here, const struct point *software);
+bool guard_forbids(const struct point *point); // to arm it now: the guest patches itself
 enum readiness guard_pass(struct vcpu *vcpu, struct point *point, uint64_t sp); // READY: as others
 
 // points.c. All but the finders between exclude() and readmit().

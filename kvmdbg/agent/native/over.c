@@ -110,7 +110,7 @@ enum readiness over_prepare(struct vcpu *vcpu)
         over_done(vcpu);
         return READY;
     }
-    guard = software ? guard_at(software->info.gpa, location.sp) : NULL;
+    guard = guard_at(&location, software);
     if (guard) {
         enum readiness readiness = guard_pass(vcpu, guard, location.sp);
 

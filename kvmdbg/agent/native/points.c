@@ -155,7 +155,7 @@ static bool arm(struct point *point)
     uint8_t bytes[INSTRUCTION];
 
     // KVM would not see the write, so who copies the slot would miss it: or copy our byte.
-    if (!slot || slot->flags & KVM_MEM_LOG_DIRTY_PAGES) {
+    if (!slot || slot->flags & KVM_MEM_LOG_DIRTY_PAGES || guard_forbids(point)) {
         point->info.state = AGENT_WITHDRAWN;
         return false;
     }
@@ -248,7 +248,7 @@ static int insert_hardware(struct point *point)
     for_each_point(other)
     {
         if (other != point && other->info.kind == point->info.kind &&
-            other->info.address == point->info.address)
+            other->info.address == point->info.address && other->info.flags == point->info.flags)
             return EEXIST;
     }
     while (number < arch_debug_registers() && point_of_register(number))

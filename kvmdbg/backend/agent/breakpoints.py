@@ -135,6 +135,7 @@ class AgentBreakpoints:
         try:
             for piece in wanted:
                 (await self._watch_piece(_WATCH_KINDS[spec.kind], piece)).specs.add(spec)
+            await self._sites.keep_spare()
         except BaseException:
             await self._unwatch(spec)
             raise

@@ -82,6 +82,7 @@ class AgentEngine:
         clock = GuestClock(
             agent, await guest.clock_khz(agent, first), partial(guest.clock, agent, first)
         )
+        await clock.watch()
         if run_control.state is not VmRunState.PRELAUNCH:
             clock.stopped(now())
         return cls(agent, arch, vcpus, abilities, guest, clock, monitor, run_control)

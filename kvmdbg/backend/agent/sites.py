@@ -107,6 +107,7 @@ class Sites:
                 site.kinds = before
                 raise
         self._sites[spec.address] = site
+        await self.keep_spare()
 
     async def discard(self, spec: BreakpointSpec) -> None:
         """It stays as it is for the other kind, if that is there too."""
@@ -152,6 +153,7 @@ class Sites:
                     await self._place(site)
                 except BreakpointError as error:
                     site.note = str(error)
+        await self.keep_spare()
 
     async def make_room(self) -> bool:
         """Turn a site that holds a debug register without need into an int3."""
@@ -162,6 +164,18 @@ class Sites:
                 if not ground.trouble and await self._int3(site, ground, note):
                     return True
         return False
+
+    async def keep_spare(self) -> None:
+        """Leave a debug register to the guards, if a site holds one without need.
+
+        By it they see the end of patching; with an int3 in its place KVM would go on to intercept
+        those that the kernel puts into its code meanwhile.
+        """
+        if not self._guards:
+            return
+        held = [p for p in await self._agent.points() if p.kind is not Kind.SOFTWARE]
+        if len(held) >= self._agent.welcome.debug_registers:
+            await self.make_room()
 
     # --- which it is -----------------------------------------------------------------------------
 

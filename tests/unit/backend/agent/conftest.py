@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -60,6 +61,7 @@ class Kit:
         self.run_control = FakeRunControl(FakeGuest(vcpus))
         self.monitor = FakeMonitor()
         self.engine: AgentEngine
+        self.tsc_hertz = 1000.0 * TSC_KHZ
         for attribute, kind, getter, setter in (
             ("regs", Regs, get_regs(), "KVM_SET_REGS"),
             ("sregs", Sregs, get_sregs(), "KVM_SET_SREGS"),
@@ -92,7 +94,9 @@ class Kit:
     def _get_msrs(self, vcpu: int, argument: int, data: bytes) -> tuple[int, bytes]:
         (index,) = struct.unpack_from("<I", data, 8)
         shifts = [clock.shift for kind, clock in self.agent.requests if kind is Type.CLOCK]
-        value = KERNEL_GS_BASE if index != MSR_TSC else (1 << 62) + sum(shifts)
+        value = KERNEL_GS_BASE
+        if index == MSR_TSC:
+            value = (1 << 62) + round(self.tsc_hertz * time.monotonic()) + sum(shifts)
         return 1, data[:16] + struct.pack("<Q", value)
 
     async def open(self, abilities: Abilities | None = None) -> AgentEngine:

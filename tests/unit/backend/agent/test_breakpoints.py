@@ -73,6 +73,23 @@ async def test_what_the_kernel_patches_gets_a_register_while_there_is_one(kit: K
     assert texts[0x2200].endswith("itself, but every debug register is taken")
 
 
+async def test_the_guards_are_left_a_register(kit: Kit) -> None:
+    async def patchers() -> list[Gva]:
+        return [Gva(0x4000)]
+
+    kit.engine.breakpoints.guard_against(patchers)
+    for address in range(0x2000, 0x2500, 0x100):
+        kit.agent.memory[address : address + 5] = NOP5
+        await insert(kit, SOFTWARE, address)
+    assert [kind for kind, _ in points(kit)].count(Kind.HARDWARE) == 3
+    assert (await described(kit))[0x2000].endswith("but its debug register was needed")
+    for n in range(3):
+        await insert(kit, WRITE, 0x5000 + 8 * n, 8)
+    assert [kind for kind, _ in points(kit)].count(Kind.HARDWARE) == 0
+    await insert(kit, HARDWARE, 0x1000)  # the user's wish comes first
+    assert points(kit)[-4][0] is Kind.HARDWARE
+
+
 @pytest.mark.parametrize(
     ("address", "code", "kind"),
     [

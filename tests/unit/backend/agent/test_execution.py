@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -181,6 +182,21 @@ async def test_the_tsc_stands_still_while_the_vm_is_stopped(kit: Kit) -> None:
     assert -500_000_000 < shift < -50_000_000
     order = [kind for kind, _ in kit.agent.requests if kind in (Type.CLOCK, Type.RESUME)]
     assert order == [Type.RESUME, Type.CLOCK, Type.RESUME]
+
+
+@pytest.mark.parametrize(("times", "shifted"), [(2, 2), (100, 1), (-1, 1)])
+async def test_the_tsc_is_measured(kit: Kit, times: float, shifted: float) -> None:
+    kit.engine.clock.forget()
+    kit.tsc_hertz *= times
+    await kit.engine.clock.watch()
+    point = await insert(kit)
+    await hit(kit, point)
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    await hit(kit, point)
+    took = 0.05 + time.monotonic() - began
+    (shift,) = shifts(kit)
+    assert 0.05 * shifted < -shift / 1e9 < 2 * took * shifted
 
 
 async def test_short_stops_are_added_up(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
