@@ -29,7 +29,7 @@ HITS = {
     "proc_sys_open": 2 * TIMES,
     "proc_sys_write": 2 * TIMES,
     "sysctl_schedstats": 2 * TIMES,
-    "static_key_slow_inc": None,
+    "static_key_enable": None,
 }
 """Entries of functions, all of them patched by the function tracer, and more than there are debug
 registers; how often each is called meanwhile, if that is known."""

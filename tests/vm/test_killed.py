@@ -1,0 +1,148 @@
+"""kill -9 to kvmdbg, over and over, while it debugs a VM under KVM; ``KVMDBG_SOAK=1``: more often.
+
+Skipped where no guest runs under the host's KVM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+import kvmdbg
+from kvmdbg import Vm
+from kvmdbg.errors import KvmdbgError
+from kvmdbg.qmp import QmpConnection
+from tests.agent.qemu import Traces
+from tests.contract.conftest import kvm_abilities
+from tests.contract.guest import Guest, build
+from tests.contract.platforms import PLATFORMS
+from tests.support import vms
+from tests.vm.bare import SECONDS, foreign_qemu, needs_qemu, private_runtime, wait_listening
+
+SOAK = "KVMDBG_SOAK" in os.environ
+KILLS = 300 if SOAK else 10
+
+pytestmark = [pytest.mark.vm, needs_qemu, pytest.mark.timeout(30 * KILLS)]
+
+
+class Victim:
+    """A QEMU that kvmdbg did not start, and what must be as it was."""
+
+    def __init__(self, pid: int, qmp: QmpConnection, guest: Guest) -> None:
+        self.pid = pid
+        self._qmp = qmp
+        self._guest = guest
+        self._before: tuple[str, Traces] | None = None
+
+    async def _hmp(self, line: str) -> str:
+        answer = await self._qmp.execute("human-monitor-command", {"command-line": line})
+        return str(answer)
+
+    async def _ticks(self) -> str:
+        gpa = self._guest.platform.gpa(self._guest.symbols["ticks"])
+        return await self._hmp(f"xp /1gx {gpa:#x}")
+
+    async def _code(self) -> str:
+        symbols = self._guest.symbols
+        gpa = self._guest.platform.gpa(symbols["image"])
+        return await self._hmp(f"xp /{symbols['gdt'] - symbols['image']}bx {gpa:#x}")
+
+    async def remember(self) -> None:
+        """Before anybody came."""
+        await self._wait(self._is_running)
+        self._before = await self._code(), Traces.of(self.pid)
+
+    async def check(self) -> None:
+        """Wait until it is as before."""
+        await self._wait(self._is_running)
+        with contextlib.suppress(TimeoutError):
+            await self._wait(self._is_as_before)
+        assert (await self._code(), Traces.of(self.pid)) == self._before
+
+    async def _is_running(self) -> bool:
+        before = await self._ticks()
+        await asyncio.sleep(0.01)
+        return (await self._qmp.execute("query-status"))["status"] == "running" and (
+            await self._ticks() != before
+        )
+
+    async def _is_as_before(self) -> bool:
+        return (await self._code(), Traces.of(self.pid)) == self._before
+
+    async def _wait(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(SECONDS):
+            while not await condition():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    kvm_abilities()
+    return build(PLATFORMS[0], tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+async def victim(guest: Guest, tmp_path: Path) -> AsyncIterator[Victim]:
+    ours, free = tmp_path / "q", tmp_path / "f"
+    monitors = [f"unix:{path},server=on,wait=off" for path in (ours, free)]
+    arguments = ["-bios", str(guest.firmware), "-cpu", "qemu64,-cx16", "-smp", "2"]
+    with private_runtime():
+        async with foreign_qemu(
+            *arguments, "-qmp", monitors[0], "-qmp", monitors[1], accel="kvm"
+        ) as qemu:
+            await wait_listening(free)
+            qmp = await QmpConnection.connect(ours)
+            victim = Victim(qemu.pid, qmp, guest)
+            await victim.remember()
+            yield victim
+            await qmp.close()
+
+
+async def hot(vm: Vm, address: int) -> None:
+    """A breakpoint is hit all the time."""
+    await vm.breakpoint(address)
+    while True:
+        await vm.resume()
+        await vm.wait_stop(SECONDS)
+
+
+async def parked(vm: Vm, address: int) -> None:
+    """A breakpoint was hit."""
+    await vm.breakpoint(address)
+    await vm.resume()
+    await vm.wait_stop(SECONDS)
+
+
+async def stepping(vm: Vm, address: int) -> None:
+    """A vCPU is stepped all the time, over a breakpoint too."""
+    await vm.breakpoint(address)
+    while True:
+        await vm.step(timeout=SECONDS)
+
+
+async def stopped(vm: Vm, address: int) -> None:
+    """The VM is stopped by QMP, a breakpoint armed."""
+    await vm.breakpoint(address)
+    await vm.resume()
+    await vm.pause()
+
+
+@pytest.mark.parametrize("busy", [hot, parked, stepping, stopped])
+async def test_a_killed_kvmdbg_leaves_the_vm_as_it_was(
+    victim: Victim, guest: Guest, busy: Callable[[Vm, int], Awaitable[None]]
+) -> None:
+    for _ in range(KILLS):
+        async with kvmdbg.open(f"pid:{victim.pid}", engine="agent") as vm:
+            doing = asyncio.ensure_future(busy(vm, guest.symbols["store"]))
+            await asyncio.wait([doing], timeout=0.1 + random.random() / 10)
+            await vms.kill_owner(vm.status)
+            with contextlib.suppress(KvmdbgError, TimeoutError):
+                async with asyncio.timeout(SECONDS):
+                    await doing
+        await victim.check()
