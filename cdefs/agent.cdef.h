@@ -41,7 +41,7 @@ enum agent_type {
   AGENT_RUN_PAGE = 15, // uint32_t vcpu -> the vCPU's struct kvm_run, as its last exit left it
   AGENT_CONFIGURE = 16, // agent_configuration -> nothing
   AGENT_STATISTICS = 17, // nothing -> agent_statistics
-  AGENT_CLOCK = 18,  // agent_clock -> agent_clock: keep the guest's TSC still while held
+  AGENT_CLOCK = 18,  // nothing -> agent_clock: how AGENT_STILL_CLOCK fares
   AGENT_DETACH = 19, // nothing -> nothing: cleans up as when the controller dies, then hangs up
   AGENT_DOORBELL = 64 // from the agent: agent_doorbell
 };
@@ -212,7 +212,8 @@ struct agent_stop {
 enum agent_flags {
   AGENT_RAW_EXITS = 1, // every return of KVM_RUN is a stop; KVM_SET_GUEST_DEBUG goes through as it is
   AGENT_HONOURS_RF = 2, // this KVM lets RF in rflags suppress a debug register's hit
-  AGENT_NO_SKIP = 4 // do not emulate instructions under breakpoints: lift, step, put back
+  AGENT_NO_SKIP = 4, // do not emulate instructions under breakpoints: lift, step, put back
+  AGENT_STILL_CLOCK = 8 // the guest's TSC goes on where it was when the world was held
 };
 
 struct agent_configuration {
@@ -231,9 +232,17 @@ struct agent_statistics {
   uint64_t exclusive; // sections with every vCPU out
 };
 
+enum agent_clock_state {
+  AGENT_UNSEEN = 0, // no stop was long enough to see
+  AGENT_STILL = 1,
+  AGENT_DEAF = 2 // KVM refuses to move the TSC, or does nothing: it is not tried again
+};
+
 struct agent_clock {
   uint64_t held; // nanoseconds since the world was held, 0: it is not
-  int64_t shift; // of every vCPU's TSC, in cycles, at the next resume; in the answer: the sum so far
+  int64_t shift; // by how many cycles every vCPU's TSC was moved so far
+  uint32_t state; // enum agent_clock_state
+  uint32_t zero;
 };
 
 struct agent_doorbell {

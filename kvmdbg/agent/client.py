@@ -179,9 +179,9 @@ class AgentClient:
     async def statistics(self) -> Statistics:
         return await self._ask(m.STATISTICS, None)
 
-    async def shift_clock(self, cycles: int = 0) -> Clock:
-        """Move every vCPU's TSC by ``cycles`` at the next resume; how long the world is held."""
-        return await self._ask(m.CLOCK, Clock(0, cycles))
+    async def clock(self) -> Clock:
+        """How long the world is held, and how the guest's TSC is kept still meanwhile."""
+        return await self._ask(m.CLOCK, None)
 
     async def detach(self) -> None:
         """Have everything taken out of the guest, and the agent hang up."""

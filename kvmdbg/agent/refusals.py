@@ -26,7 +26,7 @@ _TASKS = {
     Type.RUN_PAGE: "to show a vCPU's last exit",
     Type.CONFIGURE: "to be configured",
     Type.STATISTICS: "to tell its statistics",
-    Type.CLOCK: "to keep the guest's clock still",
+    Type.CLOCK: "to tell of the guest's clock",
     Type.DETACH: "to let go of the VM",
 }
 
@@ -43,7 +43,6 @@ _REASONS = {
     (Type.INSERT, errno.EINVAL): "debug registers do not have that alignment or length",
     (Type.INSERT, errno.ENOMEM): "there are too many",
     (Type.REMOVE, errno.ENOENT): "there is none with that number",
-    (Type.CLOCK, errno.EBUSY): "the vCPUs are not held",
 }
 _ANY_REASON = {
     errno.EINVAL: "there is no such vCPU, or the request makes no sense",

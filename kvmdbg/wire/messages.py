@@ -203,7 +203,7 @@ STOPS = Message(Type.STOPS, NOTHING, Many(Stop))
 RUN_PAGE = Message(Type.RUN_PAGE, Number(), OCTETS)
 CONFIGURE = Message(Type.CONFIGURE, One(Configuration), NOTHING)
 STATISTICS = Message(Type.STATISTICS, NOTHING, One(Statistics))
-CLOCK = Message(Type.CLOCK, One(Clock), One(Clock))
+CLOCK = Message(Type.CLOCK, NOTHING, One(Clock))
 DETACH = Message(Type.DETACH, NOTHING, NOTHING)
 DOORBELL = Message(Type.DOORBELL, NOTHING, One(Doorbell))
 """The agent's own: an answer that nobody asked for."""

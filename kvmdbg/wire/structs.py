@@ -139,6 +139,15 @@ class Flags(IntFlag):
     RAW_EXITS = lib.AGENT_RAW_EXITS
     HONOURS_RF = lib.AGENT_HONOURS_RF
     NO_SKIP = lib.AGENT_NO_SKIP
+    STILL_CLOCK = lib.AGENT_STILL_CLOCK
+
+
+class ClockState(IntEnum):
+    """enum agent_clock_state"""
+
+    UNSEEN = lib.AGENT_UNSEEN
+    STILL = lib.AGENT_STILL
+    DEAF = lib.AGENT_DEAF
 
 
 @dataclass(frozen=True)
@@ -331,6 +340,8 @@ class Clock(Struct):
 
     held: int
     shift: int
+    state: ClockState
+    zero: int = 0
 
 
 @dataclass(frozen=True)

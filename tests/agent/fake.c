@@ -130,6 +130,7 @@ struct cpu {
     unsigned handler_left;
     bool halted;
     bool passed; // the instruction at rip has begun
+    uint64_t tsc_offset;
 
     // QEMU's side
     pthread_t thread;
@@ -448,6 +449,23 @@ static long vcpu_request(int fd, unsigned request, void *argument)
     case KVM_SET_GUEST_DEBUG:
         set_debug(cpu, argument);
         return 0;
+    case KVM_GET_MSRS: { // the TSC; 1 GHz
+        struct kvm_msrs *msrs = argument;
+
+        msrs->entries[0].data = now() + cpu->tsc_offset;
+        return 1;
+    }
+    case KVM_GET_DEVICE_ATTR:
+    case KVM_SET_DEVICE_ATTR: {
+        const struct kvm_device_attr *attribute = argument;
+        uint64_t *offset = (uint64_t *)attribute->addr;
+
+        if (request == KVM_GET_DEVICE_ATTR)
+            *offset = cpu->tsc_offset;
+        else
+            cpu->tsc_offset = *offset;
+        return 0;
+    }
     case KVM_GET_VCPU_EVENTS:
         memset(argument, 0, sizeof(struct kvm_vcpu_events));
         return 0;

@@ -121,7 +121,8 @@ static void connect_session(void)
     const struct agent_hello hello = {AGENT_MAGIC, AGENT_VERSION};
     struct agent_configuration configuration = {0};
 
-    flags = (random_below(2) ? AGENT_NO_SKIP : 0) | (random_below(2) ? AGENT_HONOURS_RF : 0);
+    flags = (random_below(2) ? AGENT_NO_SKIP : 0) | (random_below(2) ? AGENT_HONOURS_RF : 0) |
+            (random_below(2) ? AGENT_STILL_CLOCK : 0);
     configuration.flags = flags;
     controller = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connect(controller, (struct sockaddr *)&address, address_length))
@@ -263,11 +264,31 @@ static void set_register(unsigned vcpu)
     token[vcpu] = get.regs.rbx;
 }
 
+static uint64_t read_tsc(unsigned vcpu)
+{
+    struct {
+        struct agent_ioctl call;
+        struct kvm_msrs list;
+        struct kvm_msr_entry entry;
+    } get = {.call = {.scope = AGENT_VCPU,
+                      .vcpu = vcpu,
+                      .request = KVM_GET_MSRS,
+                      .size = sizeof(get) - sizeof(get.call)},
+             .list.nmsrs = 1,
+             .entry.index = 0x10};
+
+    must(request(AGENT_IOCTL, &get, sizeof(get)), "KVM_GET_MSRS");
+    memcpy(&get.entry, payload + payload_length - sizeof(get.entry), sizeof(get.entry));
+    return get.entry.data;
+}
+
 static void hold(void)
 {
-    uint64_t before[VCPUS];
+    uint64_t before[VCPUS], tsc, resumed;
+    int64_t passed;
 
     must(request(AGENT_HOLD, NULL, 0), "hold");
+    tsc = read_tsc(0);
     for (unsigned i = 0; i < VCPUS; i++)
         before[i] = progress[i];
     dawdle();
@@ -279,7 +300,11 @@ static void hold(void)
         if (progress[i] > before[i] + 1) // an OUT may be completed
             broken("vCPU %u runs while the world is held", i);
     }
+    resumed = now();
     resume();
+    passed = (int64_t)(read_tsc(0) - tsc);
+    if (flags & AGENT_STILL_CLOCK && passed > (int64_t)(now() - resumed))
+        broken("the guest's TSC ran on while the world was held");
 }
 
 static void read_code(void)

@@ -77,6 +77,11 @@ MISTAKES = {
         "    vcpu->attention = true;\n}\n\nstatic void set_again",
         "    registers_forget(vcpu);\n}\n\nstatic void set_again",
     ),
+    "the guest's TSC runs on": (
+        "requests.c",
+        "        clock_go_on();\n",
+        "        (void)0;\n",
+    ),
     "breakpoints stay in when writes are logged": (
         "intercept.c",
         "points_withdraw(old->gpa, old->size);",

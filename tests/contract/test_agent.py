@@ -25,6 +25,7 @@ from kvmdbg.target.stops import (
     Stop,
     WatchpointHit,
 )
+from kvmdbg.wire.structs import ClockState
 from tests.contract.conftest import agent_subject, kvm_abilities
 from tests.contract.guest import Guest, LiveVm, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
@@ -176,21 +177,15 @@ async def test_the_tsc_stands_still_while_the_vm_is_stopped(vm: LiveVm, subject:
         return (await agent.call(get_msrs((MSR_TSC,)), vcpu))[MSR_TSC] / khz / 1000
 
     await interrupted(subject, after=0.02)
-    began, first = time.monotonic(), await seconds(BOOT)
-    await asyncio.sleep(0.5)
-    pace = (await seconds(BOOT) - first) / (time.monotonic() - began)
-    if not 0.9 < pace < 1.1:
-        pytest.skip(f"this host's TSC goes {pace:.2f} times as fast as KVM says")
     before = [await seconds(vcpu) for vcpu in subject.engine.vcpus]
     await asyncio.sleep(3)
     began = time.monotonic()
     await interrupted(subject, after=0.02)
-    if not subject.engine.clock.works:
+    if subject.engine.clock.state is ClockState.DEAF:
         pytest.skip("the host's KVM does not move a guest's TSC")
     ran = time.monotonic() - began
     for vcpu, was in zip(subject.engine.vcpus, before, strict=True):
-        passed = await seconds(vcpu) - was
-        assert 0.01 < passed < ran + 1
+        assert 0 < await seconds(vcpu) - was < 1 + 2 * ran
 
 
 # --- breakpoints ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from kvmdbg.wire.structs import (
     Access,
     Action,
     Clock,
+    ClockState,
     Configuration,
     Doorbell,
     Features,
@@ -61,6 +62,7 @@ class FakeAgent:
         self.stopped: dict[int, Stop] = {}
         self.sequence = 0
         self.held = False
+        self.clock_state = ClockState.UNSEEN
         self.table: dict[int, Point] = {}
         self.debug_registers = 4
         self.flags = Flags(0)
@@ -240,8 +242,8 @@ class FakeAgent:
     def statistics(self, _: None) -> Statistics:
         return Statistics(*range(8))
 
-    def clock(self, clock: Clock) -> Clock:
-        return Clock(5 if self.held else 0, clock.shift)
+    def clock(self, _: None) -> Clock:
+        return Clock(5 if self.held else 0, -7, self.clock_state)
 
     def detach(self, _: None) -> None:
         self.table.clear()

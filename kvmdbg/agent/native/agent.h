@@ -98,6 +98,7 @@ struct agent {
     struct vcpu *owner; // the vCPU that has, or is about to have, KVM_RUN for itself
     int bell;           // an eventfd: a stop was latched
     int watch;          // a timerfd: an owner takes long
+    uint32_t clock;     // enum agent_clock_state
     int64_t clock_shift;
     bool adopting; // loaded into a running QEMU
     struct agent_statistics statistics;
@@ -162,6 +163,11 @@ enum readiness over_prepare(struct vcpu *vcpu);
 void over_done(struct vcpu *vcpu);
 void over_break_off(struct vcpu *vcpu);
 void over_watch(void);
+
+// clock.c, with every vCPU out but for what is said there
+void clock_stop(struct vcpu *vcpu);
+void clock_forget(void);
+void clock_go_on(void);
 
 // guard.c
 struct point *guard_at(const struct location *here, const struct point *software);
@@ -272,7 +278,8 @@ void arch_clear_step(struct vcpu *vcpu); // a single-step flag that came back fr
 unsigned arch_length(const struct point *point); // of the instruction, as far as it is known
 bool arch_repeats(const struct point *point);    // may stay at its own pc without a jump
 int arch_return(struct vcpu *vcpu, uint64_t sp, uint64_t *address,
-                uint64_t *sp_then); // at a function\'s entry
+                uint64_t *sp_then);                    // at a function's entry
+int arch_counter(struct vcpu *vcpu, uint64_t *cycles); // that QEMU does not keep still
 int arch_shift_clock(struct vcpu *vcpu, int64_t cycles);
 
 // Ioctls that set registers, and those that get the same.

@@ -1,7 +1,8 @@
 // A guest that patches its own code minds to find other bytes there than its own, and has int3s of
-// its own there meanwhile. A breakpoint at the entry of a function that does so takes every software
-// breakpoint out of the guest, itself included, until the function has returned: a debug register
-// says when, so that no int3 is intercepted in between. With none to spare it is an int3 after all.
+// its own there meanwhile. A breakpoint at the entry of a function that does so takes every
+// software breakpoint out of the guest, itself included, until the function has returned: a debug
+// register says when, so that no int3 is intercepted in between. With none to spare it is an int3
+// after all.
 
 #include "agent.h"
 

@@ -182,6 +182,7 @@ static void set_run_state(struct vcpu *vcpu)
 {
     pthread_mutex_lock(&agent.lock);
     registers_forget(vcpu);
+    clock_forget();
     vcpu->astray = false;
     vcpu->stepped = true;
     vcpu->attention = true;

@@ -213,8 +213,8 @@ static int hold(struct request *request)
 {
     (void)request;
     exclude(NULL);
-    if (!agent.held && !agent.stops)
-        agent.held_since = now();
+    if (!agent.held && !agent.stops && agent.vcpu_count)
+        clock_stop(agent.vcpus[0]);
     agent.held = true;
     for_each_vcpu(vcpu) settle(vcpu);
     readmit(NULL);
@@ -255,6 +255,8 @@ static int resume(struct request *request)
         vcpu->action = actions[i].kind;
         vcpu->action_flags = actions[i].flags;
     }
+    if (agent.held || agent.stops)
+        clock_go_on();
     forget_stops();
     agent.held = false;
     for_each_vcpu(vcpu)
@@ -321,27 +323,14 @@ static int statistics(struct request *request)
     return 0;
 }
 
-static int shift_clock(struct request *request)
+static int show_clock(struct request *request)
 {
-    const struct agent_clock *wanted = (const void *)request->payload;
-    struct agent_clock *clock;
-    int error = 0;
+    struct agent_clock *clock = answer(request, sizeof(*clock));
 
-    exclude(NULL);
-    if (wanted->shift && !agent.held && !agent.stops)
-        error = EBUSY;
-    for_each_vcpu(vcpu)
-    {
-        if (wanted->shift && !error)
-            error = arch_shift_clock(vcpu, wanted->shift);
-    }
-    if (!error)
-        agent.clock_shift += wanted->shift;
-    clock = answer(request, sizeof(*clock));
     clock->held = agent.held || agent.stops ? now() - agent.held_since : 0;
     clock->shift = agent.clock_shift;
-    readmit(NULL);
-    return error;
+    clock->state = agent.clock;
+    return 0;
 }
 
 // Cleaning up comes before the answer, hanging up after it.
@@ -377,7 +366,7 @@ static const struct handler HANDLERS[] = {
     [AGENT_RUN_PAGE] = {run_page, sizeof(uint32_t), false},
     [AGENT_CONFIGURE] = {configure, sizeof(struct agent_configuration), false},
     [AGENT_STATISTICS] = {statistics, 0, true},
-    [AGENT_CLOCK] = {shift_clock, sizeof(struct agent_clock), false},
+    [AGENT_CLOCK] = {show_clock, 0, true},
     [AGENT_DETACH] = {detach, 0, false},
 };
 

@@ -10,7 +10,7 @@ enum verdict { ENTER_AGAIN, TO_QEMU };
 void latch(struct vcpu *vcpu, const struct agent_stop *stop)
 {
     if (!agent.held && !agent.stops)
-        agent.held_since = now();
+        clock_stop(vcpu);
     if (vcpu->stop.kind == AGENT_RUNNING)
         agent.stops++;
     vcpu->stop = *stop;
@@ -334,6 +334,8 @@ void run_clean_up(void)
 {
     exclude(NULL);
     points_clear();
+    if (agent.held || agent.stops)
+        clock_go_on();
     forget_stops();
     agent.held = false;
     agent.session = false;

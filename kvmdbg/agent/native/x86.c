@@ -8,6 +8,7 @@
 #define RFLAGS_TF 0x100ull
 #define RFLAGS_RF 0x10000ull
 #define EFER_LMA 0x400ull
+#define MSR_TSC 0x10
 #define DR6_BS 0x4000ull
 #define DR6_FIXED 0xffff0ff0ull
 #define DR7_FIXED 0x400ull
@@ -304,6 +305,18 @@ unsigned arch_length(const struct point *point)
 bool arch_repeats(const struct point *point)
 {
     return decode_repeats(point->info.original, point->valid);
+}
+
+int arch_counter(struct vcpu *vcpu, uint64_t *cycles)
+{
+    struct {
+        struct kvm_msrs list;
+        struct kvm_msr_entry entry;
+    } msr = {.list.nmsrs = 1, .entry.index = MSR_TSC};
+    long result = get(vcpu, KVM_GET_MSRS, &msr);
+
+    *cycles = msr.entry.data;
+    return result == 1 ? 0 : EIO;
 }
 
 int arch_shift_clock(struct vcpu *vcpu, int64_t cycles)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from functools import partial
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.arch import Architecture
 from kvmdbg.backend.agent.breakpoints import AgentBreakpoints
-from kvmdbg.backend.agent.clock import GuestClock, now
+from kvmdbg.backend.agent.clock import GuestClock
 from kvmdbg.backend.agent.execution import AgentExecution
 from kvmdbg.backend.agent.guest import GuestArch, guest_of
 from kvmdbg.backend.agent.memory import AgentMemory, AgentPhysicalMemory
@@ -21,7 +20,6 @@ from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
 from kvmdbg.errors import AgentLost, VmGone
 from kvmdbg.target.capabilities import MonitorQuery, RunControl
-from kvmdbg.target.runstate import VmRunState
 from kvmdbg.wire.structs import Flags
 
 
@@ -75,17 +73,11 @@ class AgentEngine:
         Raises AttachError for an architecture that is not known, AgentError, VmGone.
         """
         vcpus = Vcpus(await agent.vcpus())
-        flags = Flags.HONOURS_RF if abilities.resume_flag else Flags(0)
-        await agent.configure(flags)
+        rf = Flags.HONOURS_RF if abilities.resume_flag else Flags(0)
+        await agent.configure(Flags.STILL_CLOCK | rf)
         guest = guest_of(arch)
-        first = vcpus.number(vcpus.indices[0])
-        clock = GuestClock(
-            agent, await guest.clock_khz(agent, first), partial(guest.clock, agent, first)
-        )
-        await clock.watch()
-        if run_control.state is not VmRunState.PRELAUNCH:
-            clock.stopped(now())
-        return cls(agent, arch, vcpus, abilities, guest, clock, monitor, run_control)
+        await agent.hold()  # for the guest's clock's sake
+        return cls(agent, arch, vcpus, abilities, guest, GuestClock(agent), monitor, run_control)
 
     async def close(self) -> None:
         """Take everything out of the guest, and hang up: the VM stays stopped, and runs on

@@ -15,7 +15,7 @@ from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.arch import Architecture
 from kvmdbg.backend.agent.breakpoints import AgentBreakpoints
-from kvmdbg.backend.agent.clock import GuestClock, now
+from kvmdbg.backend.agent.clock import GuestClock
 from kvmdbg.backend.agent.registers import AgentRegisters
 from kvmdbg.backend.agent.sites import Sites
 from kvmdbg.backend.agent.vcpus import Vcpus
@@ -106,15 +106,13 @@ class AgentExecution:
     async def resync(self) -> None:
         """See the capability."""
         await self._run_control.pause()
-        self._clock.forget()  # it went on: nobody knows for how long
-        self._clock.stopped(now())
+        await self._agent.hold()
         self._forget_state()
 
     def forget(self) -> None:
         """See the capability."""
         self._forget_state()
         self._sites.was_reset()
-        self._clock.forget()
         self._wake.set()
 
     def _forget_state(self) -> None:
@@ -131,7 +129,6 @@ class AgentExecution:
 
     def _on_doorbell(self, sequence: int) -> None:
         self._rung = True
-        self._clock.stopped(now())
         self._wake.set()
 
     def _on_event(self, event: RunEvent) -> None:
@@ -153,10 +150,10 @@ class AgentExecution:
         actions = await self._actions(plan)
         self._rung = self._stop_seen = False
         try:
-            await self._clock.resume()
             await self._agent.resume(actions)
             if not self._interrupted:
                 await self._run_control.cont()
+                await self._clock.resumed()
             while (stop := await self._look(plan)) is None:
                 await self._wait()
         except VmGone:
@@ -227,15 +224,16 @@ class AgentExecution:
             if await self._latched(plan):
                 return True
             actions = await self._actions(plan)
-            await self._clock.resume()
             await self._agent.resume(actions)
         return False
 
     async def _settle(self, plan: ResumePlan) -> Stop:
         """QEMU has stopped the VM: what for?"""
-        self._clock.stopped(now())
         self._registers.forget()
-        first, *others = await self._latched(plan) or [Stop(self._vcpus.indices[0], Paused())]
+        latched = await self._latched(plan)
+        if not latched:
+            await self._agent.hold()  # for the guest's clock's sake
+        first, *others = latched or [Stop(self._vcpus.indices[0], Paused())]
         # Breakpoints are hit again, and a step can be seen; this would be lost.
         self._pending += [stop for stop in others if isinstance(stop.reason, WatchpointHit)]
         hits = [s.vcpu for s in (first, *others) if isinstance(s.reason, BreakpointHit)]

@@ -37,15 +37,6 @@ class GuestArch(Protocol):
         writing only."""
         ...
 
-    async def clock_khz(self, agent: AgentClient, number: int) -> int:
-        """How fast the clock runs that QEMU does not keep still while the VM is stopped; 0 where
-        there is none, or its pace is not known."""
-        ...
-
-    async def clock(self, agent: AgentClient, number: int) -> int:
-        """That clock, in cycles."""
-        ...
-
 
 def guest_of(arch: Architecture) -> GuestArch:
     """Raises AttachError for an architecture that the engine does not know."""

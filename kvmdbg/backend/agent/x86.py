@@ -6,12 +6,11 @@ from kvmdbg.addr import Gva
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.backend.agent.x86_access import MAX_INSTRUCTION, may_have_read
 from kvmdbg.backend.agent.x86_state import SOURCES
-from kvmdbg.errors import IoctlError, MemoryFault
-from kvmdbg.kvm.x86.registers import get_msrs, get_regs, get_sregs, get_tsc_khz
+from kvmdbg.errors import MemoryFault
+from kvmdbg.kvm.x86.registers import get_regs, get_sregs
 from kvmdbg.wire.structs import Space
 
 _CR0_PG = 1 << 31
-_MSR_TSC = 0x10
 
 _ENDBR64 = bytes.fromhex("f30f1efa")
 _PATCHED_NOPS = (bytes.fromhex("0f1f440000"), bytes.fromhex("6690"))
@@ -63,17 +62,6 @@ class X86Guest:
             before = await self._bytes(agent, number, start, pc - start)
         after = await self._bytes(agent, number, pc, MAX_INSTRUCTION)
         return may_have_read(regs, sregs, before + after, len(before), watched)
-
-    async def clock_khz(self, agent: AgentClient, number: int) -> int:
-        """See the Protocol."""
-        try:
-            return await agent.call(get_tsc_khz(), number)
-        except IoctlError:
-            return 0
-
-    async def clock(self, agent: AgentClient, number: int) -> int:
-        """See the Protocol."""
-        return (await agent.call(get_msrs((_MSR_TSC,)), number))[_MSR_TSC]
 
     async def _bytes(self, agent: AgentClient, number: int, address: Gva, length: int) -> bytes:
         """All of them, or none."""

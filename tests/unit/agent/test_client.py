@@ -79,7 +79,7 @@ async def test_every_message_has_a_method(agent: FakeAgent, client: AgentClient)
     await client.remove(point.id)
     await client.hold()
     assert agent.held
-    assert (await client.shift_clock(-7)).shift == -7
+    assert (await client.clock()).shift == -7
     actions = (Action(0, ActionKind.STEP), Action(1))
     await client.resume(actions)
     assert agent.requests[-1] == (Type.RESUME, actions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -22,13 +21,11 @@ from kvmdbg.kvm.x86.registers import (
     get_msrs,
     get_regs,
     get_sregs,
-    get_tsc_khz,
     get_xsave,
     set_regs,
     set_sregs,
     set_xsave,
 )
-from kvmdbg.wire.structs import Type
 from tests.support.fake_agent import FakeAgent
 from tests.support.fake_engine import FakeGuest, FakeMonitor, FakeRunControl
 
@@ -36,8 +33,6 @@ CODE = 0x1000
 LONG_MODE = replace(
     Sregs.decode(bytes(Sregs.sizeof())), cs=Segment(l=1, selector=8), cr0=0x8000_0001, efer=0x500
 )
-TSC_KHZ = 1_000_000
-MSR_TSC = 0x10
 KERNEL_GS_BASE = 0xFFFF_8880_0000_0000
 
 
@@ -61,7 +56,6 @@ class Kit:
         self.run_control = FakeRunControl(FakeGuest(vcpus))
         self.monitor = FakeMonitor()
         self.engine: AgentEngine
-        self.tsc_hertz = 1000.0 * TSC_KHZ
         for attribute, kind, getter, setter in (
             ("regs", Regs, get_regs(), "KVM_SET_REGS"),
             ("sregs", Sregs, get_sregs(), "KVM_SET_SREGS"),
@@ -77,7 +71,6 @@ class Kit:
                 }[setter].number
                 self.agent.ioctls[number] = self._set(attribute, kind)
         self.agent.ioctls[get_msrs([]).number] = self._get_msrs
-        self.agent.ioctls[get_tsc_khz().number] = lambda vcpu, argument, data: (TSC_KHZ, data)
 
     def _get(self, attribute: str) -> Callable[[int, int, bytes], tuple[int, bytes]]:
         return lambda vcpu, argument, data: (0, getattr(self.vcpus[vcpu], attribute).encode())
@@ -92,12 +85,7 @@ class Kit:
         return set_it
 
     def _get_msrs(self, vcpu: int, argument: int, data: bytes) -> tuple[int, bytes]:
-        (index,) = struct.unpack_from("<I", data, 8)
-        shifts = [clock.shift for kind, clock in self.agent.requests if kind is Type.CLOCK]
-        value = KERNEL_GS_BASE
-        if index == MSR_TSC:
-            value = (1 << 62) + round(self.tsc_hertz * time.monotonic()) + sum(shifts)
-        return 1, data[:16] + struct.pack("<Q", value)
+        return 1, data[:16] + struct.pack("<Q", KERNEL_GS_BASE)
 
     async def open(self, abilities: Abilities | None = None) -> AgentEngine:
         self.engine = await AgentEngine.open(
