@@ -49,11 +49,10 @@ def choose_accelerator(
     if wanted == "tcg":
         return Choice("tcg", ASKED_FOR, _tcg(arch))
     verdict = ask_doctor()
-    if wanted == "auto":
-        new = ", but debugging under it is new: --accel kvm asks for it" if verdict.kvm else ""
-        return Choice("tcg", verdict.reason + new, _tcg(arch))
     if verdict.kvm:
-        return Choice("kvm", ASKED_FOR, _kvm(verdict))
+        return Choice("kvm", verdict.reason if wanted == "auto" else ASKED_FOR, _kvm(verdict))
+    if wanted == "auto":
+        return Choice("tcg", verdict.reason, _tcg(arch))
     if "guests" not in verdict.works:
         raise AcceleratorError(
             f"--accel kvm cannot be had: {verdict.reason}: use --accel tcg, or auto, which picks it"

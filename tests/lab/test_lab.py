@@ -108,6 +108,25 @@ def test_its_kvm_does_what_the_matrix_says(l1: L1) -> None:
     assert ran > 20, done.out
 
 
+@pytest.mark.parametrize("lab", ["x86_64"], indirect=True)
+@pytest.mark.parametrize(
+    ("tests", "least"),
+    [
+        ("tests/nested", 4),  # guests that patch and debug themselves
+        ("tests/contract -k 'agent and vCPUs'", 40),  # on two
+        ("tests/gdb/test_demo.py", 3),
+    ],
+)
+def test_guests_are_debugged_under_its_kvm(l1: L1, tests: str, least: int) -> None:
+    options = "--kvmdbg-accel kvm --kvmdbg-timeout-scale 2"
+    done = l1.run(f"pytest -q --junitxml=guests.xml {tests} {options}", file="guests.xml")
+    assert done.status == 0, done.out + done.err
+    assert done.file is not None
+    suite = ElementTree.fromstring(done.file).find("testsuite")
+    assert suite is not None
+    assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) >= least, done.out
+
+
 def test_doctor_shows_the_whole_matrix(l1: L1) -> None:
     done = l1.run("kvmdbg doctor --json")
     assert done.status in (0, 1), done.out + done.err

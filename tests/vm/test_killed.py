@@ -63,7 +63,12 @@ class Victim:
         await self._wait(self._is_running)
         with contextlib.suppress(TimeoutError):
             await self._wait(self._is_as_before)
-        assert (await self._code(), Traces.of(self.pid)) == self._before
+        assert self._before is not None
+        code, traces = self._before
+        now = Traces.of(self.pid)
+        assert set(now.descriptors.items()) ^ set(traces.descriptors.items()) == set()
+        assert now.threads == traces.threads
+        assert await self._code() == code
 
     async def _is_running(self) -> bool:
         before = await self._ticks()

@@ -27,10 +27,7 @@ MISSING = Verdict(False, "there is no /dev/kvm", ())
 @pytest.mark.parametrize(
     ("wanted", "verdict", "name", "reason"),
     [
-        (
-            *("auto", RIGHT, "tcg"),
-            f"{RIGHT.reason}, but debugging under it is new: --accel kvm asks for it",
-        ),
+        ("auto", RIGHT, "kvm", RIGHT.reason),
         ("auto", DEFECTIVE, "tcg", DEFECTIVE.reason),
         ("auto", MISSING, "tcg", MISSING.reason),
         ("kvm", RIGHT, "kvm", ASKED_FOR),
