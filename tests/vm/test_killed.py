@@ -56,6 +56,8 @@ class Victim:
     async def remember(self) -> None:
         """Before anybody came."""
         await self._wait(self._is_running)
+        # QEMU may be about to see that who looked whether it listens has hung up.
+        await self._wait(self._is_quiet)
         self._before = await self._code(), Traces.of(self.pid)
 
     async def check(self) -> None:
@@ -76,6 +78,11 @@ class Victim:
         return (await self._qmp.execute("query-status"))["status"] == "running" and (
             await self._ticks() != before
         )
+
+    async def _is_quiet(self) -> bool:
+        before = Traces.of(self.pid)
+        await asyncio.sleep(0.3)
+        return Traces.of(self.pid) == before
 
     async def _is_as_before(self) -> bool:
         return (await self._code(), Traces.of(self.pid)) == self._before
