@@ -7,7 +7,7 @@ import pytest
 from kvmdbg import Vm
 from kvmdbg.target.stops import Stepped
 from tests.support import demo, vms
-from tests.support.gdb import Gdb
+from tests.support.gdb import COMMAND_TIMEOUT, Gdb
 from tests.support.marks import both_cpu_counts
 
 pytestmark = [pytest.mark.gdb, pytest.mark.kvmdbg(run=True)]
@@ -70,7 +70,7 @@ async def test_stepping_a_thousand_at_once(kvmdbg_vm: Vm, booted_gdb: Gdb) -> No
     await gdb.cont()
     await gdb.cli("delete")
     await gdb.mi('-interpreter-exec console "stepi 1000"')
-    await gdb.wait_stopped()
+    await gdb.wait_stopped(5 * COMMAND_TIMEOUT)
     assert not demo.is_interrupt(await gdb.value("$pc"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,7 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-KVMDBG = Path(sys.executable).with_name("kvmdbg")
+_BESIDE = Path(sys.executable).with_name("kvmdbg")
+KVMDBG = _BESIDE if _BESIDE.exists() else Path(shutil.which("kvmdbg") or _BESIDE)
 TIMEOUT = 60.0
 _numbers = itertools.count(1)
 
