@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmdbg.errors import AcceleratorError, LaunchError, MonitorError, NotRunning, OwnerError
+from kvmdbg.errors import AcceleratorError, LaunchError, MonitorError, OwnerError
 from kvmdbg.images import ImageStore, load_recipe
 from kvmdbg.machine.accel import (
     AGENT,
@@ -259,11 +259,11 @@ def _last_words(folder: VmFolder) -> str:
 async def take_over(runtime: RuntimeDir, folder: VmFolder) -> Machine:
     """Open a VM that kvmdbg launched and that has no owner any more.
 
-    Raises NotRunning when it has ended meanwhile, OwnerError when another process was quicker.
+    Raises OwnerError when it has ended meanwhile, or another process was quicker.
     """
     info = folder.read()
     if info is None or not info.process.alive:
-        raise NotRunning(f"the VM of {folder.path} has ended")
+        raise OwnerError(f"the VM of {folder.path} has just ended: try again")
     claim = await Claim.take(runtime, info.process)
     process: ExitWatch | None = None
     try:

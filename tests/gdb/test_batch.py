@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -16,6 +17,8 @@ async def gdb_batch(name: str, *commands: str, options: str = "") -> command.Fin
     executed = [f"target remote | {pipe}", *commands]
     return await command.run(
         *("gdb", "-nx", "-batch", "-ex", "set pagination off"),
+        # gdb waits 2 s for the first answer, which is less than kvmdbg takes to begin in the lab.
+        *(("-ex", "set remotetimeout 60") if "KVMDBG_LAB" in os.environ else ()),
         *(part for text in executed for part in ("-ex", text)),
         demo.artefact("vmlinux"),
     )

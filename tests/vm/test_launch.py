@@ -12,7 +12,7 @@ import pytest
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import X86_64
 from kvmdbg.backend.stub import StubEngine
-from kvmdbg.errors import LaunchError, NotRunning, OwnerError, VmGone
+from kvmdbg.errors import LaunchError, OwnerError, VmGone
 from kvmdbg.machine.define import Definition
 from kvmdbg.machine.find import find_running, list_vms
 from kvmdbg.machine.launch import LaunchOptions, launch_vm, take_over
@@ -160,7 +160,7 @@ async def test_what_has_ended_cannot_be_taken_over(runtime: RuntimeDir) -> None:
         found = runtime.vm_of(bare.machine.info.process)
         assert found is not None
         await bare.machine.run_control.quit()
-        with pytest.raises(NotRunning, match="has ended"):
+        with pytest.raises(OwnerError, match="has just ended"):
             await take_over(runtime, found[0])
         vms = await asyncio.to_thread(list_vms, runtime)  # sweeps
         assert bare.machine.info.pid not in [vm.pid for vm in vms]
