@@ -27,6 +27,7 @@ STATE = "state"
 _BOOT_TIMEOUT = 300.0
 _RESTORE_TIMEOUT = 120.0
 _POLL = 0.005
+_DYING = ("BUG:", "Oops", "Kernel panic", "Out of memory", "RIP: 0010:")
 _LOG_LIMIT = 1 << 20  # bytes
 
 
@@ -147,10 +148,11 @@ class L1:
         return Finished(status, out, err, content)
 
     def last_words(self) -> str:
-        """The last lines of its console, and of the outer QEMU."""
+        """The last lines of its console, and of the outer QEMU, and what its kernel died of."""
         said = os.pread(self._log.fileno(), _LOG_LIMIT, 0).decode(errors="replace")
-        lines = [line.strip() for line in said.splitlines()]
-        return " / ".join([line for line in lines if line][-3:]) or "it said nothing"
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        death = [line for line in lines[:-3] if any(word in line for word in _DYING)][:6]
+        return " / ".join([*death, *lines[-3:]]) or "it said nothing"
 
 
 @contextmanager
