@@ -99,15 +99,18 @@ class Session:
                 raise RemoteProtocolError(f"malformed packet {command.name}: {command.reason}")
             return await execute(self._client, command)
         except KvmdbgError as error:
-            if not self._connection.rsp.negotiated.error_message:
-                self._explain(command, error)
+            self._explain(command, error)
             return error_reply(error)
 
     def _explain(self, command: Command, error: KvmdbgError) -> None:
-        """For a client that shows numbers only: say it on the console, as soon as that may be."""
+        """For a client that shows numbers only: say it on the console, as soon as that may be.
+        lldb shows texts, but those of monitor commands in hex."""
+        agreed = self._connection.rsp.negotiated
+        if agreed.error_message:
+            return
         if isinstance(command, Monitor):
             self._print(f"{error}\n")
-        elif is_worth_telling(error):
+        elif is_worth_telling(error) and not agreed.error_strings:
             self._notices.append(str(error))
 
     def _answer(self, outcome: Outcome) -> None:

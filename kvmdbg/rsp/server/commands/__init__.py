@@ -15,6 +15,7 @@ from kvmdbg.rsp.fields import Fields
 from kvmdbg.rsp.server.commands import (
     breakpoints,
     files,
+    lldb,
     memory,
     monitor,
     registers,
@@ -54,7 +55,10 @@ PARSERS: MappingProxyType[bytes, Parser] = MappingProxyType(
         b"qqemu.sstep": stepping.parse_step_mode_query,
         b"Qqemu.sstep": stepping.parse_step_mode,
         b"qqemu.sstepbits": stepping.parse_step_bits,
+        b"QEnableErrorStrings": lldb.parse_error_strings,
+        b"qHostInfo": lldb.parse_host_info,
         b"QNonStop": session.parse_non_stop,
+        b"qProcessInfo": lldb.parse_process_info,
         b"qRcmd": monitor.parse_monitor,
         b"qSearch": memory.parse_search,
         b"qsThreadInfo": threads.parse_next,
