@@ -21,6 +21,11 @@ GDB_18 = Path(sys.prefix, "gdb18", "bin", "gdb")
 """A gdb newer than Debian's, from PyPI; ``make setup`` puts it where no PATH finds it."""
 
 
+def gdb_environment() -> dict[str, str]:
+    """What any gdb of the tests is started with."""
+    return os.environ | {"DEBUGINFOD_URLS": "", "PYTHONPATH": str(GDB_18.parents[1])}
+
+
 class GdbError(Exception):
     """gdb answered ^error; the text is its message."""
 
@@ -142,7 +147,7 @@ async def start_gdb(
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
         limit=1 << 22,
-        env=os.environ | {"DEBUGINFOD_URLS": "", "PYTHONPATH": str(GDB_18.parents[1])},
+        env=gdb_environment(),
     )
     session = Gdb(process)
     try:
