@@ -127,8 +127,8 @@ bench: images ## RSP round trips, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
 
 .PHONY: soak
-soak: setup ## what make test samples, in full: the agent's interleavings
-	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent
+soak: setup ## what make test samples, in full: the agent's interleavings, clients together
+	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/clients/test_together.py
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches (images stay in the user's cache)

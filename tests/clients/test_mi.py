@@ -7,6 +7,7 @@ import pytest
 from kvmdbg import Vm
 from tests.support import demo, vms
 from tests.support.gdb import GdbError, start_gdb
+from tests.support.recording import Recorded
 
 pytestmark = pytest.mark.gdb
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.gdb
 async def test_a_session_of_an_ide(kvmdbg_vm: Vm) -> None:
     await demo.booted(kvmdbg_vm)
     openat = demo.kernel()["do_sys_openat2"]
-    async with start_gdb(None) as gdb:
+    async with start_gdb(None, client=Recorded.MI) as gdb:
         for setting in ("mi-async on", "pagination off", "disassembly-flavor intel"):
             await gdb.mi(f"-gdb-set {setting}")
         await gdb.mi(f"-file-exec-and-symbols {demo.artefact('vmlinux')}")

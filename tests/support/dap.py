@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.support.gdb import COMMAND_TIMEOUT, GDB_18, gdb_environment
+from tests.support.gdb import COMMAND_TIMEOUT, GDB_18, gdb_environment, gdb_options
+from tests.support.recording import Recorded
 
 
 class DapError(Exception):
@@ -94,7 +95,7 @@ class Dap:
 async def start_dap() -> AsyncIterator[Dap]:
     """Start gdb as an adapter; killed afterwards."""
     process = await asyncio.create_subprocess_exec(
-        *(GDB_18, "-nx", "-q", "--interpreter=dap"),
+        *(str(GDB_18), *gdb_options(Recorded.DAP), "--interpreter=dap"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.recording import Recorded, new_log
+
 COMMAND_TIMEOUT = 60.0
 
 LLDB_14 = "lldb"
@@ -126,7 +128,10 @@ async def start_lldb(lldb: str, program: Path | None = None) -> AsyncIterator[Ll
         env=environment,
     )
     session = Lldb(process)
+    log = new_log(Recorded.LLDB_23 if lldb == LLDB_23 else Recorded.LLDB_14)
     try:
+        if log:
+            await session.cli(f"log enable -f {log} gdb-remote packets")
         yield session
     finally:
         await session.close()
