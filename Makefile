@@ -122,6 +122,10 @@ lab-shell: setup ## a shell in the lab, in a copy of the working tree
 lab-update: setup ## pin the lab's packages and wheels as mirror and index have them now
 	@$(run_lab) update
 
+.PHONY: packets
+packets: images ## record what each client sends in the live tests, into the README's table
+	$(BIN)/python -m tests.packets
+
 .PHONY: bench
 bench: images ## RSP round trips, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
