@@ -110,5 +110,7 @@ async def test_registers_and_memory(kvmdbg_vm: Vm, lldb: Lldb) -> None:
     assert "Linux version" in await lldb.cli(f"memory read -f s -c 1 {banner:#x}")
     with pytest.raises(LldbError, match="memory read failed for 0xffffe00000000000"):
         await lldb.cli("memory read 0xffffe00000000000")
+    await lldb.cli("process plugin packet monitor clients")
+    assert "drives (you)" in lldb.text
     await lldb.cli("process plugin packet monitor quit")
     assert "monitor quit is refused: use gdb's kill" in lldb.text

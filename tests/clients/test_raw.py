@@ -64,6 +64,7 @@ ASKED: list[tuple[bytes, bytes]] = [
     (b"?", b"T05"),
     (b"vCont?", b"vCont;c;C;s;S;t;r"),
     (b"qqemu.sstepbits", b"ENABLE=1,NOIRQ=2,NOTIMER=4"),
+    (b"Qqemu.sstepbits", b"ENABLE=1,NOIRQ=2,NOTIMER=4"),
     (b"qqemu.sstep", b"0x7"),
     (b"Qqemu.sstep=7", b"OK"),
     (b"vCont;s:p1.1", b"T05"),

@@ -66,6 +66,7 @@ GOOD: list[tuple[bytes, Command]] = [
     (b"Qqemu.PhyMemMode:1", memory.PhysicalMode(physical=True)),
     (b"qqemu.PhyMemMode", memory.PhysicalModeQuery()),
     (b"qqemu.sstepbits", stepping.StepBitsQuery()),
+    (b"Qqemu.sstepbits", stepping.StepBitsQuery()),
     (b"qqemu.sstep", stepping.StepModeQuery()),
     (b"Qqemu.sstep=7", stepping.StepMode(7)),
     (b"Qqemu.sstep=0x5", stepping.StepMode(5)),

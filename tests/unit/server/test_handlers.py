@@ -510,7 +510,7 @@ async def test_monitor_qmp_as_one_object(gdb: RspPeer, host: FakeHost) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-remove x", "nope",
+    ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-change x", "nope",
      "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}'],
 )  # fmt: skip
 async def test_monitor_refuses(gdb: RspPeer, host: FakeHost, line: str) -> None:

@@ -55,6 +55,7 @@ PARSERS: MappingProxyType[bytes, Parser] = MappingProxyType(
         b"qqemu.sstep": stepping.parse_step_mode_query,
         b"Qqemu.sstep": stepping.parse_step_mode,
         b"qqemu.sstepbits": stepping.parse_step_bits,
+        b"Qqemu.sstepbits": stepping.parse_step_bits,  # so ask pwndbg and gef, to know a QEMU
         b"QEnableErrorStrings": lldb.parse_error_strings,
         b"qHostInfo": lldb.parse_host_info,
         b"QNonStop": session.parse_non_stop,
