@@ -181,6 +181,7 @@ TABLE: tuple[Entry[Any], ...] = (
         breakpoints.InsertBreakpoint, _breakpoints, on_breakpoints.insert, ("swbreak", "hwbreak")
     ),
     Entry(breakpoints.RemoveBreakpoint, _breakpoints, on_breakpoints.remove),
+    Entry(lldb.WatchpointSupport, _breakpoints, on_lldb.watchpoint_support),
     # QEMU's monitor
     Entry(monitor.Monitor, _monitor, on_monitor.run),
     # objects and files

@@ -24,6 +24,7 @@ ASKED: list[tuple[bytes, bytes]] = [
     (b"QThreadEvents:1", b"OK"),
     (b"qHostInfo", b"triple:"),
     (b"qProcessInfo", b"pid:1;triple:"),
+    (b"qWatchpointSupportInfo:", b"num:4;"),
     (b"qAttached:1", b"0"),
     # threads
     (b"qC", b"QCp1.1"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from kvmdbg.rsp.server.commands.lldb import EnableErrorStrings, HostInfo, ProcessInfo
+from kvmdbg.rsp.server.commands.lldb import (
+    EnableErrorStrings,
+    HostInfo,
+    ProcessInfo,
+    WatchpointSupport,
+)
 from kvmdbg.rsp.server.replies import Ok, Properties, Reply
 from kvmdbg.server.client import PROCESS, Client
 
@@ -32,6 +37,12 @@ async def process_info(client: Client, command: ProcessInfo) -> Reply:
 def _machine(client: Client) -> dict[str, str]:
     triple = f"{client.vm.arch.name}-{_SYSTEM}"
     return {"triple": triple.encode().hex(), "ptrsize": "8", "endian": "little"}
+
+
+async def watchpoint_support(client: Client, command: WatchpointSupport) -> Reply:
+    """``qWatchpointSupportInfo``: an engine may have more, and lldb does not count. But lldb 14
+    heeds ``watchpoint_exceptions_received`` only after an answer to this."""
+    return Properties({"num": "4"})
 
 
 async def enable_error_strings(client: Client, command: EnableErrorStrings) -> Reply:

@@ -78,6 +78,7 @@ GOOD: list[tuple[bytes, Command]] = [
     (b"vFile:unlink:2f61", files.OtherFileOperation("unlink")),
     (b"qHostInfo", lldb.HostInfo()),
     (b"qProcessInfo", lldb.ProcessInfo()),
+    (b"qWatchpointSupportInfo:", lldb.WatchpointSupport()),
     (b"QEnableErrorStrings", lldb.EnableErrorStrings()),
     (b"QNonStop:1", session.NonStop(wanted=True)),
     (b"QCatchSyscalls:1;3;a", session.CatchSyscalls(True, (3, 10))),
@@ -136,6 +137,7 @@ BAD = [
     b"vFile:open:2f", b"vFile:open:2,0,0", b"vFile:pread:1,2", b"vFile:close:", b"vFile:close:1x",
     b"QNonStop", b"QNonStop:", b"QThreadEvents:1;", b"QCatchSyscalls:1;", b"QCatchSyscalls:1,2",
     b"qHostInfo:", b"qProcessInfo1", b"QEnableErrorStrings:1",
+    b"qWatchpointSupportInfo", b"qWatchpointSupportInfo:1",
 ]  # fmt: skip
 
 

@@ -453,6 +453,7 @@ async def test_what_lldb_asks_first(peer: RspPeer, host: FakeHost) -> None:
         triple + b"vm-page-size:4096;watchpoint_exceptions_received:after;"
     )
     assert await peer.ask(b"qProcessInfo") == b"pid:1;" + triple
+    assert await peer.ask(b"qWatchpointSupportInfo:") == b"num:4;"
 
 
 async def test_errors_as_lldb_reads_them(peer: RspPeer, host: FakeHost) -> None:

@@ -70,6 +70,7 @@ PARSERS: MappingProxyType[bytes, Parser] = MappingProxyType(
         b"qThreadExtraInfo": threads.parse_extra_info,
         b"qTStatus": session.parse_trace_status,
         b"qXfer": xfer.parse_xfer,
+        b"qWatchpointSupportInfo": lldb.parse_watchpoint_support,
         b"R": session.parse_restart,
         b"s": resume.parse_s,
         b"S": resume.parse_s_signal,

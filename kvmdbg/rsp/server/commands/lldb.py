@@ -1,4 +1,4 @@
-"""``qHostInfo qProcessInfo QEnableErrorStrings``: what only lldb asks.
+"""``qHostInfo qProcessInfo qWatchpointSupportInfo QEnableErrorStrings``: what only lldb asks.
 
 Source: LLDB, docs/resources/lldbgdbremote.md.
 """
@@ -22,6 +22,11 @@ class ProcessInfo(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class WatchpointSupport(Command):
+    """``qWatchpointSupportInfo``: how many watchpoints are there?"""
+
+
+@dataclass(frozen=True, slots=True)
 class EnableErrorStrings(Command):
     """``QEnableErrorStrings``: errors are to come with a text."""
 
@@ -36,6 +41,13 @@ def parse_process_info(fields: Fields) -> ProcessInfo:
     """``qProcessInfo``"""
     fields.end()
     return ProcessInfo()
+
+
+def parse_watchpoint_support(fields: Fields) -> WatchpointSupport:
+    """``qWatchpointSupportInfo:``"""
+    fields.expect(b":")
+    fields.end()
+    return WatchpointSupport()
 
 
 def parse_error_strings(fields: Fields) -> EnableErrorStrings:
