@@ -17,7 +17,8 @@ SHELL_SCRIPTS := $(shell grep -rlIE '^\#!/.*\bsh$$|^\#!/.*\bbash$$' .ci tests vm
 
 # Commands the tools call, each with the Debian package that has it; headers the C sources need likewise.
 APT_COMMANDS := gcc:gcc git:git gdb:gdb cpio:cpio qemu-system-x86_64:qemu-system-x86 \
-	aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gdb-multiarch:gdb-multiarch qemu-system-aarch64:qemu-system-arm
+	aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gdb-multiarch:gdb-multiarch qemu-system-aarch64:qemu-system-arm \
+	lldb:lldb
 APT_HEADERS := stdlib.h:libc6-dev linux/kvm.h:linux-libc-dev
 
 .PHONY: help
@@ -33,7 +34,7 @@ find_python = for python in python3 /usr/bin/python3 python3.14 python3.13 pytho
 	    sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	    >/dev/null 2>&1 && { echo "$$python"; break; }; done
 
-$(INSTALLED): pyproject.toml meson.build $(NATIVE)
+$(INSTALLED): Makefile pyproject.toml meson.build $(NATIVE)
 	@missing=(); \
 	for entry in $(APT_COMMANDS); do command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry##*:}"); done; \
 	for entry in $(APT_HEADERS); do [ -e "/usr/include/$${entry%%:*}" ] || missing+=("$${entry##*:}"); done; \
@@ -56,8 +57,9 @@ $(INSTALLED): pyproject.toml meson.build $(NATIVE)
 	@# What an editable build without isolation takes: ours, and that of dependencies without a wheel.
 	@$(BIN)/python -m pip install --quiet 'cffi >= 2.1' 'meson >= 1.4' 'meson-python >= 0.19' ninja setuptools wheel
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(VENV)/build --editable '.[dev]'
-	@# Not among the tools, on whose PATH it would stand in for the user's own gdb.
+	@# Not among the tools, on whose PATH they would stand in for the user's own.
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/gdb18 'gdb-for-pwndbg == 18.*'
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/lldb23 'lldb-for-pwndbg == 23.*'
 	@touch $@
 	@echo "setup: done"
 
@@ -120,13 +122,17 @@ lab-shell: setup ## a shell in the lab, in a copy of the working tree
 lab-update: setup ## pin the lab's packages and wheels as mirror and index have them now
 	@$(run_lab) update
 
+.PHONY: packets
+packets: images ## record what each client sends in the live tests, into the README's table
+	$(BIN)/python -m tests.packets
+
 .PHONY: bench
 bench: images ## RSP round trips, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
 
 .PHONY: soak
-soak: setup ## what make test samples, in full: the agent's interleavings
-	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent
+soak: setup ## what make test samples, in full: the agent's interleavings, clients together
+	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/clients/test_together.py
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches (images stay in the user's cache)

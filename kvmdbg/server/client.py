@@ -74,8 +74,8 @@ class Client:
     """The stop that it was told last."""
     waits: bool = False
     """It looks, and waits for the next stop; till then it does not mind that the VM runs."""
-    skips: bool = False
-    """It waits for a stop that it will not show."""
+    pretends: VcpuIndex | None = None
+    """It looks, and wanted to step this vCPU: it will be told that it did, and of no stop."""
     killed: bool = False
     """It killed the VM, and may yet restart it."""
     physical: bool = False
@@ -105,10 +105,14 @@ class Client:
         self.vm.clients.require_drive(self.id)
 
     def shown(self, stop: Stop) -> None:
-        """The client is told of ``stop``: what it asks next is about that vCPU."""
-        self.seen = None if self.skips else stop
-        self.skips = False
-        self.access = stop.vcpu
+        """The client is told of ``stop``, or of a step that it did not make: what it asks next is
+        about that vCPU."""
+        if self.pretends is None:
+            self.seen = stop
+            self.access = stop.vcpu
+        else:
+            self.access = self.pretends
+            self.pretends = None
         if self.waits:
             self.waits = False
             self.vm.clients.hold(self.id)

@@ -16,6 +16,7 @@ from kvmdbg.rsp.server.replies import ConsoleOutput, Reply
 from kvmdbg.rsp.server.session import InterruptRequest, ServerSession
 from kvmdbg.server.client import PACKET_SIZE
 from kvmdbg.target.events import VmEvent
+from kvmdbg.target.stops import Stop
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,14 @@ class HangUp:
     """The client is gone."""
 
 
-Item = Command | InterruptRequest | VmEvent | HangUp
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A while ago the VM stopped like this, and may still be."""
+
+    stop: Stop
+
+
+Item = Command | InterruptRequest | VmEvent | Lasting | HangUp
 """What a client's task has to deal with, in order of arrival."""
 
 

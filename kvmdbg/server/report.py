@@ -26,6 +26,7 @@ from kvmdbg.target.stops import (
     Panicked,
     Paused,
     ShutDown,
+    Stepped,
     Stop,
     StopReason,
     WatchpointHit,
@@ -46,8 +47,13 @@ _CAUSES = {BreakpointKind.SOFTWARE: Cause.SOFTWARE, BreakpointKind.HARDWARE: Cau
 
 
 async def tell_stop(client: Client, stop: Stop) -> StopReply:
-    """The stop reply for ``stop``; what ``client`` asks next is about that."""
-    reply = await _stop_reply(client.vm, stop, client.id)
+    """The stop reply for ``stop``; what ``client`` asks next is about that.
+
+    One that pretends to step is told so: gdb takes a breakpoint that it has just stepped off for
+    another hit.
+    """
+    told = stop if client.pretends is None else Stop(client.pretends, Stepped())
+    reply = await _stop_reply(client.vm, told, client.id)
     client.shown(stop)
     return reply
 
@@ -60,7 +66,7 @@ async def _stop_reply(vm: Vm, stop: Stop, client: ClientId) -> Stopped:
     """
     thread = spec_of(stop.vcpu)
     registers = await _expedited(vm, stop.vcpu)
-    found = _hits(vm, stop.reason)
+    found = vm.hit
     own = [spec for spec, owners in found.items() if client in owners]
     match stop.reason:
         case BreakpointHit(kind) if own or not found:
@@ -71,25 +77,6 @@ async def _stop_reply(vm: Vm, stop: Stop, client: ClientId) -> Stopped:
             return Stopped(SIGNAL_TRAP, thread, watch, registers=registers)
         case reason:
             return Stopped(_signal(reason), thread, registers=registers)
-
-
-def _hits(vm: Vm, reason: StopReason) -> dict[BreakpointSpec, frozenset[ClientId]]:
-    """What was hit, with the clients that inserted it; nothing where that cannot be told."""
-    match reason:
-        case BreakpointHit(_, address):
-            return {
-                spec: owners
-                for spec, owners in vm.breakpoints.inserted.items()
-                if spec.address == address and not spec.kind.is_watchpoint
-            }
-        case WatchpointHit(kind, address):
-            return {
-                spec: owners
-                for spec, owners in vm.breakpoints.inserted.items()
-                if spec.address == address and spec.kind is kind
-            }
-        case _:
-            return {}
 
 
 def _signal(reason: StopReason) -> int:
@@ -127,7 +114,7 @@ def explain(vm: Vm, reason: StopReason, client: ClientId) -> str | None:
         case Halted(state):
             return f"QEMU stopped the VM, its state is {state.value}"
         case _:
-            return _explain_hit(_hits(vm, reason), client)
+            return _explain_hit(vm.hit, client)
 
 
 def _explain_hit(

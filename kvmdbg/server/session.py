@@ -5,6 +5,7 @@ One task deals with the inbox, in order: commands and Ctrl-C of the client, even
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 
@@ -15,18 +16,21 @@ from kvmdbg.rsp.server.replies import ConsoleOutput, Ok, Reply
 from kvmdbg.rsp.server.session import InterruptRequest
 from kvmdbg.rsp.server.states import SessionState
 from kvmdbg.server.client import Client, Goodbye, Outcome, Printed, Running, Silent
-from kvmdbg.server.connection import Connection, HangUp, Item
+from kvmdbg.server.connection import Connection, HangUp, Item, Lasting
 from kvmdbg.server.failures import error_reply, is_worth_telling
 from kvmdbg.server.handlers.stepping import restore_step_mode
 from kvmdbg.server.report import end_reply, explain, tell_stop
 from kvmdbg.server.table import execute
 from kvmdbg.target.events import Gone, Notice, Stopped
-from kvmdbg.target.stops import Paused, Stop
+from kvmdbg.target.stops import Paused, Stepped, Stop
 
 log = logging.getLogger(__name__)
 
 _MAX_NOTICES = 100
 """Notices kept for a client whose target is stopped; the oldest are dropped."""
+
+_PASSING = 0.2
+"""Seconds that a step has to last to be shown to those who look."""
 
 _OUTPUT_PIECE = 2000
 """Characters of console output per packet: any client can take that."""
@@ -75,8 +79,11 @@ class Session:
                 self._answer(await self._execute(item))
             case InterruptRequest():
                 await self._interrupt()
-            case Stopped(stop):
-                await self._report(stop)
+            case Stopped(stop) if self._client.waits and stop.reason == Stepped():
+                self._report_if_it_lasts(stop)
+            case Stopped(stop) | Lasting(stop):
+                if stop is self._client.vm.stop and stop is not self._client.seen:
+                    await self._report(stop)
             case Notice(text):
                 self._tell(text)
             case Gone(text):
@@ -99,15 +106,18 @@ class Session:
                 raise RemoteProtocolError(f"malformed packet {command.name}: {command.reason}")
             return await execute(self._client, command)
         except KvmdbgError as error:
-            if not self._connection.rsp.negotiated.error_message:
-                self._explain(command, error)
+            self._explain(command, error)
             return error_reply(error)
 
     def _explain(self, command: Command, error: KvmdbgError) -> None:
-        """For a client that shows numbers only: say it on the console, as soon as that may be."""
+        """For a client that shows numbers only: say it on the console, as soon as that may be.
+        lldb shows texts, but those of monitor commands in hex."""
+        agreed = self._connection.rsp.negotiated
+        if agreed.error_message:
+            return
         if isinstance(command, Monitor):
             self._print(f"{error}\n")
-        elif is_worth_telling(error):
+        elif is_worth_telling(error) and not agreed.error_strings:
             self._notices.append(str(error))
 
     def _answer(self, outcome: Outcome) -> None:
@@ -119,6 +129,9 @@ class Session:
                 self._flush_notices()
                 if words:
                     self._tell(words)
+                stop = self._client.vm.stop
+                if self._client.waits and stop is not None and stop is not self._client.seen:
+                    self._report_if_it_lasts(stop)
             case Printed(text):
                 self._flush_notices()
                 self._print(text)
@@ -141,6 +154,7 @@ class Session:
     async def _interrupt(self) -> None:
         """Ctrl-C: the Stopped that follows, or has come first, is the answer; a client that waits
         for the next stop of a VM that is stopped gets this one again."""
+        self._client.pretends = None
         try:
             was_stopped = self._client.vm.stop is not None
             await self._stop_vm()
@@ -161,6 +175,12 @@ class Session:
             client.vm.notice(f"{client.id} stopped the VM")
         await client.vm.pause()
 
+    def _report_if_it_lasts(self, stop: Stop) -> None:
+        """Of the step of another client: debuggers make many on their own account, off
+        breakpoints and through lines, and go on at once."""
+        put = self._connection.inbox.put_nowait
+        asyncio.get_running_loop().call_later(_PASSING, put, Lasting(stop))
+
     async def _report(self, stop: Stop) -> None:
         if not self._is_running:
             return
@@ -169,7 +189,8 @@ class Session:
             reply = await tell_stop(client, stop)
         except (VmGone, VmRunning):
             return  # that is over already, and the inbox says what came then
-        if words := explain(client.vm, stop.reason, client.id):
+        words = explain(client.vm, stop.reason, client.id)
+        if words and client.seen is stop:
             self._tell(words)
         if self._is_running:
             self._connection.send(reply)

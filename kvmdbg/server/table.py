@@ -14,6 +14,7 @@ from kvmdbg.rsp.server.commands import (
     Command,
     breakpoints,
     files,
+    lldb,
     memory,
     monitor,
     registers,
@@ -27,6 +28,7 @@ from kvmdbg.rsp.server.replies import Empty, Error, ObjectPart, Reply, Supported
 from kvmdbg.server.client import PACKET_SIZE, Client, Outcome
 from kvmdbg.server.handlers import breakpoints as on_breakpoints
 from kvmdbg.server.handlers import files as on_files
+from kvmdbg.server.handlers import lldb as on_lldb
 from kvmdbg.server.handlers import memory as on_memory
 from kvmdbg.server.handlers import monitor as on_monitor
 from kvmdbg.server.handlers import objects as on_objects
@@ -134,7 +136,10 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(session.Supported, _always, supported, ("error-message",)),
     Entry(session.StartNoAckMode, _always, on_session.start_no_ack_mode, ("QStartNoAckMode",)),
     Entry(session.ExtendedMode, _always, on_session.extended_mode),
+    Entry(lldb.EnableErrorStrings, _always, on_lldb.enable_error_strings),
     # the process
+    Entry(lldb.HostInfo, _always, on_lldb.host_info),
+    Entry(lldb.ProcessInfo, _execution, on_lldb.process_info),
     Entry(session.Attached, _always, on_session.was_attached),
     Entry(session.Attach, _execution, on_session.attach),
     Entry(session.Detach, _execution, on_session.detach),
@@ -176,6 +181,7 @@ TABLE: tuple[Entry[Any], ...] = (
         breakpoints.InsertBreakpoint, _breakpoints, on_breakpoints.insert, ("swbreak", "hwbreak")
     ),
     Entry(breakpoints.RemoveBreakpoint, _breakpoints, on_breakpoints.remove),
+    Entry(lldb.WatchpointSupport, _breakpoints, on_lldb.watchpoint_support),
     # QEMU's monitor
     Entry(monitor.Monitor, _monitor, on_monitor.run),
     # objects and files

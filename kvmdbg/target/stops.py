@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from kvmdbg.addr import Gva, VcpuIndex
-from kvmdbg.target.breakpoints import BreakpointKind
+from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec, ClientId
 from kvmdbg.target.runstate import VmRunState
 
 
@@ -72,6 +72,27 @@ class Stop(msgspec.Struct, frozen=True):
 
     vcpu: VcpuIndex
     reason: StopReason
+
+
+def breakpoints_hit(
+    reason: StopReason, inserted: Mapping[BreakpointSpec, frozenset[ClientId]]
+) -> dict[BreakpointSpec, frozenset[ClientId]]:
+    """Those of ``inserted`` that ``reason`` is about; none where that cannot be told."""
+    match reason:
+        case BreakpointHit(_, address):
+            return {
+                spec: owners
+                for spec, owners in inserted.items()
+                if spec.address == address and not spec.kind.is_watchpoint
+            }
+        case WatchpointHit(kind, address):
+            return {
+                spec: owners
+                for spec, owners in inserted.items()
+                if spec.address == address and spec.kind is kind
+            }
+        case _:
+            return {}
 
 
 class Action(Enum):

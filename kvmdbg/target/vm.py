@@ -43,6 +43,7 @@ from kvmdbg.target.stops import (
     Stepped,
     Stop,
     WatchpointHit,
+    breakpoints_hit,
 )
 
 STOP_TIMEOUT = 15.0
@@ -76,6 +77,8 @@ class Vm:
         self.clients = Clients(name)
         self._run_control = run_control
         self._stop: Stop | None = initial
+        self.hit: Mapping[BreakpointSpec, frozenset[ClientId]] = {}
+        """What was hit last, with who held it then: gdb takes its own out when it is told."""
         self._gone: Gone | None = None
         self._plan = ResumePlan()
         self._run: asyncio.Task[None] | None = None
@@ -247,6 +250,7 @@ class Vm:
 
     def _settle(self, stop: Stop) -> None:
         self._stop = stop
+        self.hit = breakpoints_hit(stop.reason, self.breakpoints.inserted)
         self._publish(Stopped(stop))
 
     def _refine(self, stop: Stop, state: VmRunState) -> Stop:

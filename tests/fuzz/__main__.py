@@ -32,6 +32,7 @@ REQUESTS = [
         b"x1000,40", b"qSearch:memory:1000;40;a\x00}#", b"qCRC:1000,40", b"vFile:open:2f61,0,1c0",
         b"vFile:pread:0,40,0", b"vCont;r10,20:p1.1;t:p1.-1", b"Qqemu.sstep=0x7", b"QNonStop:1",
         b"QCatchSyscalls:1;1;2", b"QThreadEvents:1", b"qXfer:threads:read::0,40", b"R00", b"!",
+        b"qHostInfo", b"qProcessInfo", b"QEnableErrorStrings", b"qWatchpointSupportInfo:",
     )
 ]  # fmt: skip
 REPLIES = [

@@ -15,6 +15,7 @@ from kvmdbg.cli.gdb import find_gdb
 from kvmdbg.errors import RegisterError
 from tests.support import command, demo, vms
 from tests.support.gdb import Gdb, GdbError, start_gdb
+from tests.support.lldb import LLDB_14, LLDB_23, start_lldb
 from tests.support.marks import both_cpu_counts
 
 IMAGE = "demo-aarch64"
@@ -311,3 +312,33 @@ async def test_an_unmapped_address_is_an_error_not_the_end(kvmdbg_vm: Vm, booted
         await gdb.mi("-data-write-memory-bytes 0x0000100000000000 00")
     await gdb.cli("break *do_sys_openat2")
     assert (await gdb.cont())["reason"] == "breakpoint-hit"
+
+
+@pytest.mark.lldb
+@running
+async def test_lldb(kvmdbg_vm: Vm) -> None:
+    """Both of them: symbols, registers, and a watchpoint that stops before the access, which lldb
+    makes by a step of its own and then tells."""
+    await demo.booted(kvmdbg_vm)
+    compute = demo.workload(IMAGE)["workload_compute"]
+    counter = demo.workload(IMAGE)["workload_iterations"]
+    for version in (LLDB_14, LLDB_23):
+        async with start_lldb(version, demo.artefact("vmlinux", IMAGE)) as lldb:
+            await lldb.run(f"process connect unix-connect://{kvmdbg_vm.status.gdb_socket}")
+            await lldb.cli("breakpoint set --name do_sys_openat2")
+            openat = (await lldb.run("continue")).pc
+            assert demo.function_at(openat, IMAGE) == "do_sys_openat2"
+            assert (await lldb.run("thread step-inst")).pc == openat + 4
+            assert await lldb.register("SCTLR_EL1") == await kvmdbg_vm.register("SCTLR_EL1")
+            await lldb.cli("breakpoint delete 1")
+            await lldb.cli(f"breakpoint set --address {compute:#x}")
+            assert (await lldb.run("continue")).pc == compute
+            await lldb.cli("breakpoint delete 2")
+
+            await lldb.cli(f"watchpoint set expression -w write -s 8 -- {counter:#x}")
+            before = await kvmdbg_vm.read_int(counter)
+            for count in (1, 2):
+                assert (await lldb.run("continue")).reason == "watchpoint 1"
+                assert await kvmdbg_vm.read_int(counter) == before + count
+            await lldb.cli("process detach")
+        await vms.wait_state(kvmdbg_vm.status, "running")

@@ -82,7 +82,7 @@ async def test_hand_over_and_leaving(kvmdbg_vm: Vm, booted_gdb: Gdb, looker: Gdb
     await vms.wait_state(kvmdbg_vm.status, "running")
 
 
-async def test_what_pwndbg_and_gef_ask_qemu(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:
+async def test_what_pwndbg_and_gef_ask_qemu(kvmdbg_vm: Vm, booted_gdb: Gdb, tmp_path: Path) -> None:
     gdb = booted_gdb
     await gdb.cli("hbreak *do_sys_openat2")
     await gdb.cont()
@@ -91,6 +91,9 @@ async def test_what_pwndbg_and_gef_ask_qemu(kvmdbg_vm: Vm, booted_gdb: Gdb) -> N
         ("info tlb", ": 0000"),
         ("info registers", "RIP=ffffffff"),
         ("info version", "."),
+        ("info kvm", "kvm support: "),
+        ("info cpus", "CPU #0"),
+        ("gpa2hva 0x100000", "Host virtual address for 0x100000 (pc.ram) is 0x"),
         ("xp/2gx 0x100000", "0000000000100000: 0x"),
         ("gva2gpa 0xffffffff81000000", "gpa: 0x"),
         ('qmp {"execute": "query-status"}', '"running": false'),
@@ -99,6 +102,13 @@ async def test_what_pwndbg_and_gef_ask_qemu(kvmdbg_vm: Vm, booted_gdb: Gdb) -> N
         ("help xp", "physical"),
     ):
         assert expected in await gdb.cli(f"monitor {command}"), command
+    # pwndbg looks for the process that has a file of its own open.
+    file = tmp_path / "file"
+    await gdb.cli(f"monitor chardev-add file,id=pwndbg-pt-dump,path={file}")
+    assert file.exists()
+    await gdb.cli("monitor chardev-remove pwndbg-pt-dump")
+    assert "pwndbg-pt-dump" not in await gdb.cli("monitor info chardev")
+    assert "is busy" in await gdb.cli("monitor chardev-remove control")
     with pytest.raises(GdbError):
         await gdb.cli("monitor info mem")
     assert "with 5-level paging QEMU takes minutes" in "".join(gdb.console)

@@ -96,6 +96,13 @@ async def test_step_mode(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
     assert await packet(gdb, "qqemu.sstep") == "0x1"
 
 
+async def test_pwndbg_and_gef_know_a_qemu_by_its_packets(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
+    """One that emulates a machine: for one that emulates a program there are offsets."""
+    assert await packet(any_gdb, "Qqemu.sstepbits") == "ENABLE=1,NOIRQ=2,NOTIMER=4"
+    assert await packet(any_gdb, "qOffsets") == ""
+    assert "qXfer:exec-file:read" in await packet(any_gdb, "qSupported")
+
+
 async def test_registers_in_the_classic_layout(kvmdbg_vm: Vm) -> None:
     """As a gdb that has no XML does, gdb takes the architecture from the program."""
     async with start_gdb(demo.artefact("vmlinux")) as gdb:

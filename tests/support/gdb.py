@@ -15,10 +15,23 @@ from typing import Any
 
 from pygdbmi import gdbmiparser
 
+from tests.support.recording import Recorded, new_log
+
 COMMAND_TIMEOUT = 60.0
 
 GDB_18 = Path(sys.prefix, "gdb18", "bin", "gdb")
 """A gdb newer than Debian's, from PyPI; ``make setup`` puts it where no PATH finds it."""
+
+
+def gdb_options(client: Recorded) -> list[str]:
+    """What any gdb of the tests is started with, the interpreter aside."""
+    log = new_log(client)
+    return ["-nx", "-q", *(("-iex", f"set remotelogfile {log}") if log else ())]
+
+
+def gdb_environment() -> dict[str, str]:
+    """And in which environment."""
+    return os.environ | {"DEBUGINFOD_URLS": "", "PYTHONPATH": str(GDB_18.parents[1])}
 
 
 class GdbError(Exception):
@@ -129,20 +142,28 @@ class Gdb:
         await self._pump
 
 
+def _version(gdb: Path | str) -> Recorded:
+    return Recorded.GDB_18 if gdb == GDB_18 else Recorded.GDB_13
+
+
 @asynccontextmanager
 async def start_gdb(
-    program: Path | str | None, target: str | None = None, gdb: Path | str = "gdb"
+    program: Path | str | None,
+    target: str | None = None,
+    gdb: Path | str = "gdb",
+    *,
+    client: Recorded | None = None,
 ) -> AsyncIterator[Gdb]:
     """Start gdb on a symbol file, connected to ``target`` if given; killed afterwards."""
     process = await asyncio.create_subprocess_exec(
-        *(str(gdb), "-nx", "-q", "--interpreter=mi3"),
+        *(str(gdb), *gdb_options(client or _version(gdb)), "--interpreter=mi3"),
         *([str(program)] if program else []),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
         limit=1 << 22,
-        env=os.environ | {"DEBUGINFOD_URLS": "", "PYTHONPATH": str(GDB_18.parents[1])},
+        env=gdb_environment(),
     )
     session = Gdb(process)
     try:

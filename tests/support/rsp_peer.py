@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support import naive_rsp
+from tests.support.recording import Recorded, new_log
 
 TIMEOUT = 10.0
 _LIMIT = 1 << 20
@@ -19,6 +20,7 @@ class RspPeer:
         self._reader = reader
         self._writer = writer
         self._acks = True
+        self._log = new_log(Recorded.RAW)
         self.console = b""
 
     @classmethod
@@ -34,6 +36,7 @@ class RspPeer:
 
     async def send(self, payload: bytes) -> None:
         """Send a packet and see it acknowledged."""
+        self._record("w", payload)
         self.write(naive_rsp.packet(payload))
         if self._acks:
             async with asyncio.timeout(TIMEOUT):
@@ -48,8 +51,15 @@ class RspPeer:
                     self.write(b"+")
                 payload = naive_rsp.payload(wire)
                 if payload[:1] != b"O" or payload == b"OK":
+                    self._record("r", payload)
                     return payload
                 self.console += bytes.fromhex(payload[1:].decode())
+
+    def _record(self, direction: str, payload: bytes) -> None:
+        if self._log:
+            text = payload.decode("latin-1").encode("unicode_escape").decode()
+            with self._log.open("a") as log:
+                log.write(f"{direction} ${text.replace('#', '.')}#00\n")
 
     async def ask(self, payload: bytes) -> bytes:
         await self.send(payload)

@@ -5,7 +5,7 @@ Stop replies are in :mod:`kvmdbg.rsp.stops`: both roles know them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kvmdbg.addr import Gva
@@ -149,6 +149,13 @@ class HexText:
 
 
 @dataclass(frozen=True, slots=True)
+class Properties:
+    """Names with values, for lldb's queries."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class ConsoleOutput:
     """``O``: a text for the user's console. Not a reply: the reply is still to come."""
 
@@ -174,6 +181,7 @@ Reply = (
     | VContActions
     | PlainText
     | HexText
+    | Properties
     | StopReply
 )
 
@@ -184,6 +192,8 @@ class Negotiated:
 
     multiprocess: bool = False
     error_message: bool = False
+    error_strings: bool = False
+    """lldb's form of them; agreed on by ``QEnableErrorStrings``."""
     causes: frozenset[Cause] = frozenset()
 
     @classmethod
@@ -216,8 +226,8 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return _registers(values)
         case Stopped() | Exited() | Terminated():
             return encode_stop(reply, multiprocess=multiprocess, causes=negotiated.causes)
-        case Error(number, text):
-            return b"E." + _plain(text) if text and negotiated.error_message else b"E%02x" % number
+        case Error():
+            return _error(reply, negotiated)
         case ObjectPart(data, last):
             return (b"l" if last else b"m") + data
         case Threads(threads):
@@ -237,6 +247,8 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return text.encode()
         case HexText(text):
             return to_hex(text.encode())
+        case Properties(values):
+            return "".join(f"{name}:{value};" for name, value in values.items()).encode()
         case Found(address):
             return b"0" if address is None else b"1,%x" % address
         case Checksum(value):
@@ -245,6 +257,15 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return _file(reply)
         case ConsoleOutput(text):
             return b"O" + to_hex(text.encode())
+
+
+def _error(error: Error, negotiated: Negotiated) -> bytes:
+    if error.text and negotiated.error_message:
+        return b"E." + _plain(error.text)
+    number = b"E%02x" % error.number
+    if error.text and negotiated.error_strings:
+        return number + b";" + to_hex(error.text.encode())
+    return number
 
 
 def _file(reply: FileResult | FileError) -> bytes:

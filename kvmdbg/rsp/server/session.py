@@ -13,13 +13,14 @@ an acknowledgement, until the last command is answered.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from kvmdbg.errors import LocalProtocolError, RemoteProtocolError
 from kvmdbg.rsp import frame
 from kvmdbg.rsp.machine import StateMachine
 from kvmdbg.rsp.server.commands import Command, MalformedCommand, parse
+from kvmdbg.rsp.server.commands.lldb import EnableErrorStrings
 from kvmdbg.rsp.server.commands.session import StartNoAckMode, Supported
 from kvmdbg.rsp.server.replies import (
     ConsoleOutput,
@@ -173,6 +174,8 @@ class ServerSession:
         match self._command, reply:
             case Supported() as client, SupportedFeatures() as server:
                 self.negotiated = Negotiated.between(client, server)
+            case EnableErrorStrings(), Ok():
+                self.negotiated = replace(self.negotiated, error_strings=True)
             case StartNoAckMode(), Ok() if self.ack_state is AckState.ON:
                 self._acks.make(AckMove.AGREE)
             case _:

@@ -42,8 +42,7 @@ REFUSED = {
     "q": _ENDS,
     "quit": _ENDS,
     "gdbserver": "kvmdbg debugs the VM through it",
-    "chardev-change": _CUTS,
-    "chardev-remove": _CUTS,
+    "chardev-change": _CUTS,  # chardev-remove is safe: QEMU keeps what is in use
 }
 """Commands of QEMU's monitors, HMP and QMP, that would pull the rug away, and why."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import Unsupported, VmRunning
 from kvmdbg.rsp.server.commands.resume import (
@@ -16,7 +18,7 @@ from kvmdbg.rsp.server.replies import Reply, VContActions
 from kvmdbg.rsp.stops import Exited
 from kvmdbg.server.client import PROCESS, Client, Outcome, Running
 from kvmdbg.server.report import tell_stop
-from kvmdbg.target.stops import Action, ResumePlan
+from kvmdbg.target.stops import Action, ResumePlan, Stepped
 
 _ACTIONS = {
     ResumeKind.CONTINUE: Action.CONTINUE,
@@ -99,22 +101,21 @@ async def _resume(client: Client, plan: ResumePlan) -> Outcome:
 async def _look(client: Client, plan: ResumePlan) -> Outcome:
     """Somebody else drives: to continue is to wait for the next stop.
 
-    A gdb that goes on from where it has a breakpoint steps that thread alone first, and again until
-    it believes that it did: it is told so, and does not show where that led.
+    A debugger that goes on from where it has a breakpoint steps that thread alone first. That waits
+    too: between an answer at once and what it asks next the driver might go on.
     """
     vm = client.vm
     actions = [plan.action(vcpu) for vcpu in vm.vcpus]
-    alone = plan.default is Action.HOLD and list(plan.actions.values()) == [Action.STEP]
-    if alone:
-        client.skips = True
+    if plan.default is Action.HOLD and list(plan.actions.values()) == [Action.STEP]:
+        (client.pretends,) = plan.actions
     elif Action.STEP in actions or Action.HOLD in actions:
         client.require_drive()
-    if vm.stop is not None and (client.skips or vm.stop is not client.seen):
-        return await tell_stop(client, vm.stop)
+    stop = vm.stop
+    if stop is not None and stop is not client.seen and stop.reason != Stepped():
+        with suppress(VmRunning):  # its driver has gone on meanwhile
+            return await tell_stop(client, stop)
     client.waits = True
     vm.clients.let_go(client.id)
-    if client.skips:
-        return Running()
     return Running(
         f"{vm.clients.driver} drives the VM: waiting for its next stop; Ctrl-C ends that, "
         "monitor drive takes over"

@@ -12,6 +12,7 @@ from kvmdbg.rsp.server.commands import (
     UnknownCommand,
     breakpoints,
     files,
+    lldb,
     memory,
     monitor,
     parse,
@@ -65,6 +66,7 @@ GOOD: list[tuple[bytes, Command]] = [
     (b"Qqemu.PhyMemMode:1", memory.PhysicalMode(physical=True)),
     (b"qqemu.PhyMemMode", memory.PhysicalModeQuery()),
     (b"qqemu.sstepbits", stepping.StepBitsQuery()),
+    (b"Qqemu.sstepbits", stepping.StepBitsQuery()),
     (b"qqemu.sstep", stepping.StepModeQuery()),
     (b"Qqemu.sstep=7", stepping.StepMode(7)),
     (b"Qqemu.sstep=0x5", stepping.StepMode(5)),
@@ -74,6 +76,10 @@ GOOD: list[tuple[bytes, Command]] = [
     (b"vFile:fstat:3", files.FileStatus(3)),
     (b"vFile:close:3", files.CloseFile(3)),
     (b"vFile:unlink:2f61", files.OtherFileOperation("unlink")),
+    (b"qHostInfo", lldb.HostInfo()),
+    (b"qProcessInfo", lldb.ProcessInfo()),
+    (b"qWatchpointSupportInfo:", lldb.WatchpointSupport()),
+    (b"QEnableErrorStrings", lldb.EnableErrorStrings()),
     (b"QNonStop:1", session.NonStop(wanted=True)),
     (b"QCatchSyscalls:1;3;a", session.CatchSyscalls(True, (3, 10))),
     (b"QCatchSyscalls:0", session.CatchSyscalls(wanted=False)),
@@ -130,6 +136,8 @@ BAD = [
     b"qCRC:0", b"qCRC", b"Qqemu.sstep7", b"Qqemu.sstep=", b"qqemu.sstepx", b"vFile", b"vFile:open",
     b"vFile:open:2f", b"vFile:open:2,0,0", b"vFile:pread:1,2", b"vFile:close:", b"vFile:close:1x",
     b"QNonStop", b"QNonStop:", b"QThreadEvents:1;", b"QCatchSyscalls:1;", b"QCatchSyscalls:1,2",
+    b"qHostInfo:", b"qProcessInfo1", b"QEnableErrorStrings:1",
+    b"qWatchpointSupportInfo", b"qWatchpointSupportInfo:1",
 ]  # fmt: skip
 
 

@@ -47,6 +47,7 @@ ONE, TWO = ThreadSpec(ThreadId(1)), ThreadSpec(ThreadId(2))
         (r.Flag(on=False), b"0", b"0"),
         (r.VContActions(("c", "s")), b"vCont;c;s", b"vCont;c;s"),
         (r.HexText("µ"), b"c2b5", b"c2b5"),
+        (r.Properties({"a": "1", "b": "2"}), b"a:1;b:2;", b"a:1;b:2;"),
         (r.ConsoleOutput("hi\n"), b"O68690a", b"O68690a"),
         (Stopped(5), b"S05", b"S05"),
         (Stopped(5, TWO, cause=Cause.HARDWARE), b"T05thread:2;", b"T05thread:p1.2;hwbreak:;"),
@@ -62,6 +63,12 @@ ONE, TWO = ThreadSpec(ThreadId(1)), ThreadSpec(ThreadId(2))
 def test_payloads(reply: r.Reply, plain: bytes, modern: bytes) -> None:
     assert r.encode(reply, PLAIN) == plain
     assert r.encode(reply, MODERN) == modern
+
+
+def test_errors_as_lldb_reads_them() -> None:
+    lldb = r.Negotiated(error_strings=True)
+    assert r.encode(r.Error(22, "µ"), lldb) == b"E16;c2b5"
+    assert r.encode(r.Error(14), lldb) == b"E0e"
 
 
 def test_supported() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kvmdbg.errors import LocalProtocolError, RemoteProtocolError
 from kvmdbg.rsp.frame import Garbage
 from kvmdbg.rsp.server.commands import Command, MalformedCommand
+from kvmdbg.rsp.server.commands.lldb import EnableErrorStrings
 from kvmdbg.rsp.server.commands.registers import ReadRegister, ReadRegisters
 from kvmdbg.rsp.server.commands.resume import VCont
 from kvmdbg.rsp.server.commands.session import Kill, StartNoAckMode, Supported
@@ -215,6 +216,14 @@ def test_negotiation() -> None:
     session.send(SupportedFeatures(frozenset({"multiprocess"}), 100))
     assert session.negotiated.multiprocess
     assert not session.negotiated.error_message
+
+
+def test_error_strings_are_agreed_on_by_a_packet_of_their_own() -> None:
+    session = without_acks()
+    assert session.receive_data(wire(b"QEnableErrorStrings")) == [EnableErrorStrings()]
+    assert not session.negotiated.error_strings
+    session.send(Ok())
+    assert session.negotiated.error_strings
 
 
 def test_garbage_is_reported() -> None:

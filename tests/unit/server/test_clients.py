@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmdbg.addr import Gva
+from kvmdbg.addr import Gva, VcpuIndex
+from kvmdbg.errors import VmRunning
 from kvmdbg.server import connection
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from tests.support import naive_rsp
@@ -24,6 +25,13 @@ async def looker(gdb: RspPeer, path: Path) -> AsyncIterator[RspPeer]:
     peer = await as_gdb(await RspPeer.unix(path))
     yield peer
     await peer.close()
+
+
+async def looker_waits(host: FakeHost) -> None:
+    """Until it waits for the next stop."""
+    async with asyncio.timeout(10):
+        while "gdb-2" in host.vm.clients.holders:  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 async def test_who_looks_reads_and_changes_nothing(
@@ -58,8 +66,56 @@ async def test_who_looks_waits_for_the_next_stop(
     assert await looker.receive() == step
     assert b"gdb-1 drives the VM: waiting for its next stop" in looker.console
     # What it has not seen yet, it is shown at once.
+    await gdb.ask(b"Z0,%x,1" % AHEAD)
+    assert (await gdb.ask(b"vCont;c:p1.1")).endswith(b"swbreak:;")
+    assert (await looker.ask(b"vCont;c")).endswith(b"thread:p1.1;")
+
+
+async def test_a_step_in_passing_is_not_shown_to_who_looks(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    """The driver's gdb steps off its breakpoint and goes on."""
+    await looker.send(b"vCont;c")
+    await gdb.ask(b"vCont;s:p1.1")
+    await gdb.ask(b"Z0,%x,1" % AHEAD)
+    hit = await gdb.ask(b"vCont;c:p1.1")
+    assert hit.endswith(b"swbreak:;")
+    assert await looker.receive() == hit.removesuffix(b"swbreak:;")
+    # The driver's gdb has taken it out again when the looker asks why.
+    await gdb.ask(b"z0,%x,1" % AHEAD)
+    assert await looker.ask(b"?") == hit.removesuffix(b"swbreak:;")
+
+
+async def test_who_steps_off_a_breakpoint_of_his_own_is_not_shown_it_again(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    await looker.ask(b"Z0,%x,1" % AHEAD)
+    await gdb.ask(b"vCont;c:p1.1")
+    assert (await looker.ask(b"vCont;c")).endswith(b"swbreak:;")
+    await looker.send(b"vCont;s:p1.1")
     step = await gdb.ask(b"vCont;s:p1.1")
-    assert await looker.ask(b"vCont;c") == step
+    assert await looker.receive() == step, "it is told that it has stepped"
+    assert await looker.ask(b"vCont;c") == step, "and then where the VM is"
+    await looker.send(b"vCont;c")
+    step = await gdb.ask(b"vCont;s:p1.1")
+    assert await looker.receive() == step
+
+
+async def test_the_driver_goes_on_while_somebody_is_told_where_it_stopped(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await gdb.ask(b"Z0,%x,1" % AHEAD)
+    await gdb.ask(b"vCont;c:p1.1")
+
+    async def too_late(vcpu: VcpuIndex) -> list[bytes | None]:
+        monkeypatch.undo()
+        raise VmRunning("the VM fake is running")
+
+    monkeypatch.setattr(host.vm, "read_block", too_late)
+    await looker.send(b"vCont;c")
+    await looker_waits(host)
+    step = await gdb.ask(b"vCont;s:p1.1")
+    assert await looker.receive() == step
 
 
 async def test_ctrl_c_ends_the_wait(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:
@@ -105,11 +161,13 @@ async def test_everybody_has_breakpoints_of_his_own(
     assert said == f"software breakpoint at {AHEAD:#x}, length 1: a fake; gdb-2\n"
     # gdb steps off its breakpoint before it goes on; the step is not its to make.
     await looker.ask(b"z0,%x,1" % AHEAD)
-    assert (await looker.ask(b"vCont;s:p1.1")).startswith(b"T05")
-    assert len(host.fake.engine.execution.plans) == 1
     await looker.ask(b"Z1,%x,1" % (AHEAD + 8))
     await gdb.ask(b"Z0,%x,1" % (AHEAD + 8))
+    await looker.send(b"vCont;s:p1.1")
+    await looker_waits(host)
+    assert len(host.fake.engine.execution.plans) == 1
     assert (await gdb.ask(b"vCont;c:p1.1")).endswith(b"swbreak:;")
+    assert (await looker.receive()).endswith(b"thread:p1.1;")
     assert (await looker.ask(b"vCont;c")).endswith(b"hwbreak:;")
     await looker.close()
     await host.wait_left()

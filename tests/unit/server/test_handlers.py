@@ -444,6 +444,30 @@ async def test_kill_of_a_vm_that_is_to_be_left_alone(gdb: RspPeer, host: FakeHos
     assert host.fake.engine.breakpoints.specs == set()
 
 
+# --- lldb ----------------------------------------------------------------------------------------
+
+
+async def test_what_lldb_asks_first(peer: RspPeer, host: FakeHost) -> None:
+    triple = b"triple:" + b"x86_64-unknown-none".hex().encode() + b";ptrsize:8;endian:little;"
+    assert await peer.ask(b"qHostInfo") == (
+        triple + b"vm-page-size:4096;watchpoint_exceptions_received:after;"
+    )
+    assert await peer.ask(b"qProcessInfo") == b"pid:1;" + triple
+    assert await peer.ask(b"qWatchpointSupportInfo:") == b"num:4;"
+
+
+async def test_errors_as_lldb_reads_them(peer: RspPeer, host: FakeHost) -> None:
+    """In hex after the number; those of monitor commands it would show so, and has on its console
+    as well."""
+    assert await peer.ask(b"QEnableErrorStrings") == b"OK"
+    number, text = (await peer.ask(b"m1234,8")).split(b";")
+    assert number == b"E0e"
+    assert "0x1234" in bytes.fromhex(text.decode()).decode()
+    assert peer.console == b""
+    assert (await peer.ask(b"qRcmd," + b"quit".hex().encode())).startswith(b"E05;")
+    assert peer.console.startswith(b"monitor quit is refused: ")
+
+
 # --- monitor -------------------------------------------------------------------------------------
 
 
@@ -487,7 +511,7 @@ async def test_monitor_qmp_as_one_object(gdb: RspPeer, host: FakeHost) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-remove x", "nope",
+    ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-change x", "nope",
      "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}'],
 )  # fmt: skip
 async def test_monitor_refuses(gdb: RspPeer, host: FakeHost, line: str) -> None:

@@ -15,6 +15,7 @@ from kvmdbg.rsp.fields import Fields
 from kvmdbg.rsp.server.commands import (
     breakpoints,
     files,
+    lldb,
     memory,
     monitor,
     registers,
@@ -54,7 +55,11 @@ PARSERS: MappingProxyType[bytes, Parser] = MappingProxyType(
         b"qqemu.sstep": stepping.parse_step_mode_query,
         b"Qqemu.sstep": stepping.parse_step_mode,
         b"qqemu.sstepbits": stepping.parse_step_bits,
+        b"Qqemu.sstepbits": stepping.parse_step_bits,  # so ask pwndbg and gef, to know a QEMU
+        b"QEnableErrorStrings": lldb.parse_error_strings,
+        b"qHostInfo": lldb.parse_host_info,
         b"QNonStop": session.parse_non_stop,
+        b"qProcessInfo": lldb.parse_process_info,
         b"qRcmd": monitor.parse_monitor,
         b"qSearch": memory.parse_search,
         b"qsThreadInfo": threads.parse_next,
@@ -65,6 +70,7 @@ PARSERS: MappingProxyType[bytes, Parser] = MappingProxyType(
         b"qThreadExtraInfo": threads.parse_extra_info,
         b"qTStatus": session.parse_trace_status,
         b"qXfer": xfer.parse_xfer,
+        b"qWatchpointSupportInfo": lldb.parse_watchpoint_support,
         b"R": session.parse_restart,
         b"s": resume.parse_s,
         b"S": resume.parse_s_signal,
