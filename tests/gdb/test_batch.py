@@ -56,7 +56,7 @@ async def test_detach_lets_the_vm_run_until_nobody_has_come_for_a_while() -> Non
 
 async def test_a_second_kvmdbg_finds_the_vm_of_the_first() -> None:
     name = command.fresh_name()
-    first = await gdb_batch(name, "hbreak start_kernel", "continue", "detach")
+    first = await gdb_batch(name, "hbreak start_kernel", "continue", "detach", options="--keep")
     before = vms.info(name)
     second = await gdb_batch(name, "p $cr0", "kill")
     assert (first.status, second.status) == (0, 0), second.err
