@@ -124,6 +124,15 @@ lab-update: setup ## pin the lab's packages and wheels as mirror and index have 
 bench: images ## RSP round trips, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
 
+SECONDS ?= 600
+
+.PHONY: fuzz
+fuzz: images ## hostile bytes, SECONDS=600 of each kind: by chance, guided by coverage, to a live VM
+	$(BIN)/python -m tests.fuzz $(SECONDS)
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
+	$(BIN)/python -m tests.fuzz.live $(SECONDS)
+
 .PHONY: soak
 soak: setup ## what make test samples, in full: the agent's interleavings
 	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent
