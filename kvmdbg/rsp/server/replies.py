@@ -27,10 +27,12 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """``E``: ``number`` is an errno, 1 to 255; ``text`` is for clients that show it."""
+    """``E``: ``number`` is an errno, 1 to 255; ``text`` is for clients that said they show it,
+    and for all where the reply is ``shown`` as it stands."""
 
     number: int
     text: str = ""
+    shown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +218,9 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
             return _registers(values)
         case Stopped() | Exited() | Terminated():
             return encode_stop(reply, multiprocess=multiprocess, causes=negotiated.causes)
-        case Error(number, text):
-            return b"E." + _plain(text) if text and negotiated.error_message else b"E%02x" % number
+        case Error(number, text, shown):
+            in_words = text and (shown or negotiated.error_message)
+            return b"E." + _plain(text) if in_words else b"E%02x" % number
         case ObjectPart(data, last):
             return (b"l" if last else b"m") + data
         case Threads(threads):
