@@ -68,8 +68,7 @@ def open_recording(definition: Definition, file: Path, machine: dict[str, str]) 
 
     Raises LaunchError.
     """
-    if definition.disk is not None:
-        raise _no_disk()
+    _check(definition)
     try:
         contents = msgspec.json.decode(_json(file).read_bytes(), type=Contents)
         file.stat()
@@ -98,8 +97,7 @@ def replay_arguments(definition: Definition, file: Path) -> list[str]:
 
 
 def _arguments(definition: Definition, mode: str, file: Path) -> list[str]:
-    if definition.disk is not None:
-        raise _no_disk()
+    _check(definition)
     log_file = str(file).replace(",", ",,")
     return [
         *("-icount", f"shift=auto,rr={mode},rrfile={log_file}"),
@@ -112,10 +110,18 @@ def discard(file: Path) -> None:
     _part(file).unlink(missing_ok=True)
 
 
-def _no_disk() -> LaunchError:
-    return LaunchError(
-        "a VM with a disk cannot be recorded: its definition has the key disk; boot from an initrd"
-    )
+def _check(definition: Definition) -> None:
+    """Raise LaunchError for a machine that cannot be recorded."""
+    if definition.disk is not None:
+        raise LaunchError(
+            "a VM with a disk cannot be recorded: its definition has the key disk; boot from an "
+            "initrd"
+        )
+    if definition.cpus > 1:
+        raise LaunchError(
+            f"a VM with {definition.cpus} vCPUs cannot be recorded: QEMU records one; "
+            "--set cpus=1 takes the others away"
+        )
 
 
 def _part(file: Path) -> Path:

@@ -6,10 +6,14 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 import kvmdbg
 from tests.support import vms
 from tests.support.command import fresh_name
 from tests.support.command import kvmdbg as run_kvmdbg
+
+pytestmark = pytest.mark.vm
 
 
 async def test_no_recording_under_kvm(tmp_path: Path) -> None:

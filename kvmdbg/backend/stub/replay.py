@@ -9,9 +9,13 @@ Source: QEMU's ``docs/system/replay.rst`` and ``qapi/replay.json``.
 
 from __future__ import annotations
 
+import logging
+
 from kvmdbg.errors import TargetError
 from kvmdbg.target.capabilities import MonitorQuery, RunControl
 from kvmdbg.target.runstate import PERMITS
+
+log = logging.getLogger(__name__)
 
 SNAPSHOTS = 16
 """Snapshots along a whole replay, at most: each is as large as what the guest uses of its RAM."""
@@ -40,8 +44,8 @@ class Replay:
 
     async def begin(self) -> None:
         """Call it once: with no snapshot before it there is no way back to the beginning."""
-        if await self.position() == 0:
-            await self.snapshot("begin")
+        if await self.position() == 0 and (refused := await self._save("begin")):
+            raise TargetError(f"QEMU cannot take a snapshot of the replay: {refused}")
 
     async def advance(self) -> bool:
         """Call it before the VM runs on; false at the end, where it must not: beyond, QEMU has the
@@ -83,6 +87,11 @@ class Replay:
         return max((at for at in taken if at < position), default=0)
 
     async def snapshot(self, name: str) -> None:
-        """Take a snapshot; it takes the place of one of that ``name``. Raises TargetError."""
-        if refused := (await self._monitor.hmp(f"savevm kvmdbg-{name}")).strip():
-            raise TargetError(f"QEMU cannot take a snapshot of the replay: {refused}")
+        """Take a snapshot, in the place of one of that ``name``. Where QEMU refuses, as it does
+        while input is being replayed, there is none, and going back takes longer."""
+        if refused := await self._save(name):
+            log.warning("no snapshot %s of the replay: %s", name, refused)
+
+    async def _save(self, name: str) -> str:
+        """Why QEMU did not; empty where it did."""
+        return (await self._monitor.hmp(f"savevm kvmdbg-{name}")).strip()

@@ -66,6 +66,8 @@ def test_what_cannot_be_recorded_or_replayed(tmp_path: Path) -> None:
     ):
         with pytest.raises(LaunchError, match="a VM with a disk cannot be recorded"):
             call()
+    with pytest.raises(LaunchError, match="a VM with 2 vCPUs cannot be recorded"):
+        new_recording(Definition(cpus=2), file)
     with pytest.raises(LaunchError, match="there is no folder"):
         new_recording(Definition(), tmp_path / "none" / "run")
     file.with_name("run.json").write_text("{}")
@@ -74,7 +76,7 @@ def test_what_cannot_be_recorded_or_replayed(tmp_path: Path) -> None:
 
 
 def test_arguments_and_facts(tmp_path: Path) -> None:
-    definition = Definition(cpus=2)
+    definition = Definition()
     log = new_recording(definition, tmp_path / "a,b")[1]
     assert log == f"shift=auto,rr=record,rrfile={tmp_path}/a,,b.part"
     assert "-drive" in replay_arguments(definition, tmp_path / "run")
