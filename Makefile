@@ -130,6 +130,15 @@ packets: images ## record what each client sends in the live tests, into the REA
 bench: images ## RSP round trips, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
 
+SECONDS ?= 600
+
+.PHONY: fuzz
+fuzz: images ## hostile bytes, SECONDS=600 of each kind: by chance, guided by coverage, to a live VM
+	$(BIN)/python -m tests.fuzz $(SECONDS)
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
+	$(BIN)/python -m tests.fuzz.live $(SECONDS)
+
 .PHONY: soak
 soak: setup ## what make test samples, in full: the agent's interleavings, clients together
 	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/clients/test_together.py

@@ -56,6 +56,8 @@ async def open(
     overrides: Mapping[str, Any] | None = None,
     run: bool = False,
     keep: bool = False,
+    record: Path | None = None,
+    replay: Path | None = None,
     progress: Progress | None = None,
 ) -> AsyncIterator[Vm]:
     """Debug the VM ``name``: attach if it runs, else boot its definition.
@@ -63,7 +65,8 @@ async def open(
     A booted VM is frozen at its first instruction, unless ``run``. ``instance`` names a further
     run of a definition; ``overrides`` are keys of the definition with other values. Leaving the
     block removes our breakpoints, lets the VM run, and ends a booted VM that nobody else uses
-    and is not to be ``keep``-t.
+    and is not to be ``keep``-t. ``record`` is the file to record the run to, ``replay`` the one to
+    replay.
     """
     options = OpenOptions(
         accel=accel,
@@ -72,6 +75,8 @@ async def open(
         overrides=dict(overrides or {}),
         run=run,
         keep=keep,
+        record=record,
+        replay=replay,
     )
     client = await open_owner(name, options, progress or SilentProgress(), kind="api")
     try:

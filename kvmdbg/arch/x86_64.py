@@ -47,7 +47,7 @@ _SSE = Feature(
 
 _SEGMENTS = Feature(
     "org.gnu.gdb.i386.segments",
-    (Register("fs_base", 64, "int"), Register("gs_base", 64, "int")),
+    (Register("fs_base", 64, "int", "system"), Register("gs_base", 64, "int", "system")),
 )
 
 _SYSTEM = Feature(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kvmdbg import __version__
@@ -83,6 +84,18 @@ def _add_vm_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--run", action="store_true", help="let a booted VM run at once")
     group.add_argument("--keep", action="store_true", help="let the VM outlive its clients")
     group.add_argument("--name", metavar="NAME", help="run a definition under another name")
+    group.add_argument(
+        "--record",
+        metavar="FILE",
+        type=Path,
+        help="record the run; FILE, and FILE.json beside it, are there when the VM has ended",
+    )
+    group.add_argument(
+        "--replay",
+        metavar="FILE",
+        type=Path,
+        help="the recorded run once more: in gdb, reverse-stepi and reverse-continue work",
+    )
     group.add_argument(
         "--set",
         metavar="KEY=VALUE",

@@ -30,6 +30,8 @@ def _options(arguments: argparse.Namespace) -> OpenOptions:
         overrides=arguments.overrides,
         run=arguments.run,
         keep=arguments.keep,
+        record=arguments.record,
+        replay=arguments.replay,
     )
 
 

@@ -64,6 +64,13 @@ def _tcg(arch: str) -> tuple[str, ...]:
     return ("-accel", "tcg,thread=multi", "-cpu", BOARDS[arch].cpu)
 
 
+def recordable(choice: Choice) -> tuple[str, ...]:
+    """The arguments of TCG, for a run that is recorded: one vCPU runs at a time."""
+    return tuple(
+        "tcg,thread=single" if word.startswith("tcg") else word for word in choice.processor
+    )
+
+
 def _kvm(verdict: Verdict) -> tuple[str, ...]:
     """A feature on which guests would die is not offered to them."""
     without = "" if "cmpxchg16b" in verdict.works or platform.machine() != "x86_64" else ",-cx16"

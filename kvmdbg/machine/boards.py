@@ -15,10 +15,19 @@ class Board:
     console: str
     """The kernel's name for the first serial line."""
     devices: tuple[str, ...] = ("virtio-rng-pci", "pvpanic-pci")
+    recordable: tuple[str, ...] = ()
+    """Arguments that it takes besides, for its run to be recorded or replayed."""
 
 
 BOARDS = {
-    "x86_64": Board("qemu-system-x86", machine="q35", cpu="max", console="ttyS0"),
+    "x86_64": Board(
+        "qemu-system-x86",
+        machine="q35",
+        cpu="max",
+        console="ttyS0",
+        # Loading a snapshot of that, QEMU (7.2 for one) waits for its vCPU, and that for QEMU.
+        recordable=("-global", "apic-common.vapic=off"),
+    ),
     "aarch64": Board(
         "qemu-system-arm",
         machine="virt,gic-version=3",

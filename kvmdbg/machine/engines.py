@@ -48,6 +48,8 @@ def stub_engine(socket: Path) -> OpenEngine:
             monitor=monitor,
             run_control=run_control,
             pid=info.pid,
+            recorded=info.recording is not None or info.replay_end is not None,
+            replay_end=info.replay_end,
         )
         return Opened(engine, Rescue.stub(socket))
 

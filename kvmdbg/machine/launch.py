@@ -10,8 +10,9 @@ import contextlib
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmdbg.errors import AcceleratorError, LaunchError, MonitorError, OwnerError
@@ -23,6 +24,7 @@ from kvmdbg.machine.accel import (
     Choice,
     choose_accelerator,
     choose_engine,
+    recordable,
     without_host_cpu,
 )
 from kvmdbg.machine.claim import Claim
@@ -39,7 +41,14 @@ from kvmdbg.machine.exitwatch import ExitWatch, adopt
 from kvmdbg.machine.machine import Machine, open_machine
 from kvmdbg.machine.preload import NO_PRELOAD, Preload, preload, preload_trouble
 from kvmdbg.machine.processes import ProcessId
-from kvmdbg.machine.qemu import arguments, find_qemu, qemu_version
+from kvmdbg.machine.qemu import arguments, find_qemu, kernel_command_line, qemu_version
+from kvmdbg.machine.recording import (
+    discard,
+    machine_facts,
+    new_recording,
+    open_recording,
+    replay_arguments,
+)
 from kvmdbg.machine.runtime import RuntimeDir, VmFolder, VmInfo
 from kvmdbg.progress import Progress
 from kvmdbg.qmp import QmpConnection
@@ -67,6 +76,13 @@ class LaunchOptions:
     accel: str = "auto"
     engine: str = "auto"
     keep: bool = False
+    record: Path | None = None
+    replay: Path | None = None
+
+    @property
+    def wants_recording(self) -> bool:
+        """True if the run is to be recorded, or replayed."""
+        return self.record is not None or self.replay is not None
 
 
 async def launch_vm(
@@ -86,6 +102,8 @@ async def launch_vm(
         if other.name == name:
             raise OwnerError(f"a VM named {name} runs already (pid {other.pid}): use --name")
     wanted = options.accel if options.accel != "auto" else definition.accel
+    if options.wants_recording:
+        wanted = _recordable(wanted)
     accel = await asyncio.to_thread(choose_accelerator, wanted, definition.arch)
     engine = choose_engine(options.engine, accel.name)
     engine, engine_notices = _checked(engine, options)
@@ -102,9 +120,15 @@ async def launch_vm(
     program = find_qemu(definition)
     version = await qemu_version(program)
     files, workload = await asyncio.to_thread(_build, definition, progress)
+    history = _history(definition, files, options, version)
+    notices += history.notices
+    processor = recordable(accel) if options.wants_recording else accel.processor
 
     folder = runtime.new_vm(name)
-    argv = [program, *arguments(definition, files, folder, name, accel.processor, extra)]
+    argv = [
+        program,
+        *arguments(definition, files, folder, name, processor, extra, history.arguments),
+    ]
     process: ExitWatch | None = None
     claim: Claim | None = None
     try:
@@ -134,6 +158,9 @@ async def launch_vm(
             console_log=str(folder.console_log),
             qemu_log=str(folder.qemu_log),
             argv=tuple(argv),
+            recording=str(options.record) if options.record else None,
+            recorded_machine=history.machine,
+            replay_end=history.end,
         )
         folder.write(info)
         connection = await _first_connection(process, folder)
@@ -147,10 +174,49 @@ async def launch_vm(
         if process is not None:
             process.kill()
             await process.wait()
+            if options.record is not None:
+                discard(options.record)
         folder.remove()
         if claim is not None:
             claim.release()
         raise
+
+
+def _recordable(accel: str) -> str:
+    """The accelerator for a run that is recorded or replayed. Raises AcceleratorError."""
+    if accel == "kvm":
+        raise AcceleratorError(
+            "under KVM no run can be recorded or replayed: use --accel tcg with --record and "
+            "--replay"
+        )
+    return "tcg"
+
+
+@dataclass(frozen=True)
+class _History:
+    """How the run has to do with a recording; nothing, as it stands."""
+
+    arguments: Sequence[str] = ()
+    machine: dict[str, str] = field(default_factory=dict)
+    end: int | None = None
+    notices: tuple[str, ...] = ()
+
+
+def _history(
+    definition: Definition, files: BootFiles, options: LaunchOptions, qemu: tuple[int, ...]
+) -> _History:
+    """Raises LaunchError."""
+    if not options.wants_recording:
+        return _History()
+    machine = machine_facts(definition, files, kernel_command_line(definition), qemu)
+    if options.record is not None:
+        recorded = f"the run is recorded: {options.record} will be there when the VM has ended"
+        return _History(new_recording(definition, options.record), machine, notices=(recorded,))
+    assert options.replay is not None
+    contents = open_recording(definition, options.replay, machine)
+    end = contents.instructions - 1  # the last may be the one that shuts the machine down
+    replayed = f"the run is a replay of {options.replay}: gdb can go back in it"
+    return _History(replay_arguments(definition, options.replay), {}, end, (replayed,))
 
 
 async def _identity(process: ExitWatch, folder: VmFolder) -> ProcessId:

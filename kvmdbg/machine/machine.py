@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -15,6 +16,7 @@ from kvmdbg.machine.claim import Claim
 from kvmdbg.machine.engines import OpenEngine
 from kvmdbg.machine.exitwatch import ExitWatch
 from kvmdbg.machine.guard import Rescue, Watchdog, start_watchdog
+from kvmdbg.machine.recording import Recording
 from kvmdbg.machine.runcontrol import QmpMonitor, QmpRunControl
 from kvmdbg.machine.runtime import VmInfo
 from kvmdbg.qmp import QmpConnection
@@ -125,6 +127,10 @@ async def open_machine(
             await undo()
         await run_control.close()
         raise
+    if info.recording is not None:
+        recording = Recording(Path(info.recording), info.recorded_machine, monitor)
+        run_control.before_quit = recording.note_end
+        run_control.subscribe(recording.on_event)
     return Machine(
         msgspec.structs.replace(info, engine=opened.engine.name),
         claim,

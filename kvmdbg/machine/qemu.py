@@ -97,9 +97,10 @@ def arguments(
     name: str,
     processor: Sequence[str],
     extra: Sequence[str],
+    recording: Sequence[str] = (),
 ) -> list[str]:
     """QEMU's arguments, without the program; ``processor`` chooses accelerator and CPU model,
-    ``extra`` stands last and so wins.
+    ``recording`` records or replays the run, ``extra`` stands last and so wins.
 
     The VM is frozen at its first instruction. A shutdown or panic pauses it, so that a debugger
     can look; two monitors are there, ours and one for others.
@@ -119,6 +120,7 @@ def arguments(
         *(word for device in board.devices for word in ("-device", device)),
         *_boot(definition, files),
         *_disk(files.disk),
+        *recording,
         *extra,
     ]
 

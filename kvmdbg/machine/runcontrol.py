@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from kvmdbg.addr import VcpuIndex
@@ -73,6 +73,8 @@ class QmpRunControl:
         self._refresh_timer: asyncio.TimerHandle | None = None
         self._cause = ""
         self._quitting = False
+        self.before_quit: Callable[[], Awaitable[None]] | None = None
+        """What is to be done before we end QEMU."""
         self._exit_text = ""
         self._gone = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,6 +174,8 @@ class QmpRunControl:
 
     async def quit(self) -> None:
         """End QEMU and wait until it has ended."""
+        if self.before_quit is not None:
+            await self.before_quit()
         self._quitting = True
         try:
             await self._connection.execute("quit")

@@ -62,6 +62,12 @@ class VmInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     console_log: str | None = None
     qemu_log: str | None = None
     argv: tuple[str, ...] = ()
+    recording: str | None = None
+    """The file that the run is recorded to."""
+    recorded_machine: dict[str, str] = {}
+    """What is to be said there of the machine."""
+    replay_end: int | None = None
+    """In a replay, the number of the last instruction."""
 
     @property
     def pid(self) -> int:

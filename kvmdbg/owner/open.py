@@ -35,6 +35,17 @@ class OpenOptions:
     overrides: dict[str, Any] = field(default_factory=dict)
     run: bool = False
     keep: bool = False
+    record: Path | None = None
+    replay: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.record is not None and self.replay is not None:
+            raise UsageError("a run can be recorded or be a replay, not both")
+        if self.accel == "kvm" and (self.record is not None or self.replay is not None):
+            raise UsageError(
+                "--record and --replay need TCG, and --accel is kvm: under KVM no run can be "
+                "recorded"
+            )
 
 
 async def open_owner(
@@ -91,6 +102,11 @@ def _check_still_applies(found: RunningVm, options: OpenOptions) -> None:
             f"the VM {found.name} runs already: its definition cannot be changed now; end it "
             "first, or say --name to boot another one"
         )
+    if options.record is not None or options.replay is not None:
+        raise UsageError(
+            f"the VM {found.name} runs already, and a recording has the beginning of a run: "
+            "end it first, or say --name to boot another one"
+        )
 
 
 async def _connect_running(
@@ -128,7 +144,13 @@ async def _start(
     match found:
         case DefinedVm(path=path):
             what: Launch | Attach | TakeOver = Launch(
-                str(path), options.name, options.accel, options.engine, options.overrides
+                str(path),
+                options.name,
+                options.accel,
+                options.engine,
+                options.overrides,
+                _absolute(options.record),
+                _absolute(options.replay),
             )
             log = runtime.path / "start.log"
         case RunningVm(folder=str(folder)):
@@ -142,3 +164,7 @@ async def _start(
     client = await OwnerClient.connect(control, role=role, kind=kind)
     client.started = True
     return client
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())

@@ -41,9 +41,16 @@ async def open_machine(request: s.StartRequest, channel: s.ReportChannel) -> Mac
     """Launch, attach or take over, as the request says."""
     runtime = RuntimeDir.open()
     match request.what:
-        case s.Launch(definition, name, accel, engine, overrides):
+        case s.Launch(definition, name, accel, engine, overrides, record, replay):
             loaded = with_overrides(load_definition(Path(definition)), overrides)
-            options = LaunchOptions(name=name, accel=accel, engine=engine, keep=request.keep)
+            options = LaunchOptions(
+                name=name,
+                accel=accel,
+                engine=engine,
+                keep=request.keep,
+                record=Path(record) if record else None,
+                replay=Path(replay) if replay else None,
+            )
             lock = runtime.name_lock(name or loaded.name)
             if not lock.acquire():
                 raise OwnerError(

@@ -28,6 +28,8 @@ class Launch(msgspec.Struct, frozen=True, tag=True):
     accel: str = "auto"
     engine: str = "auto"
     overrides: dict[str, Any] = {}
+    record: str | None = None
+    replay: str | None = None
 
 
 class Attach(msgspec.Struct, frozen=True, tag=True):

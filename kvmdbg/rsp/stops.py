@@ -35,6 +35,13 @@ class Cause(Enum):
     HARDWARE = b"hwbreak"
 
 
+class HistoryEdge(Enum):
+    """Where a replay cannot go on, as ``replaylog`` tells it."""
+
+    BEGIN = b"begin"
+    END = b"end"
+
+
 @dataclass(frozen=True, slots=True)
 class Stopped:
     """``T`` or ``S``: all threads are stopped, ``thread`` is the one with news.
@@ -47,6 +54,7 @@ class Stopped:
     watch: tuple[Watch, Gva] | None = None
     cause: Cause | None = None
     registers: dict[int, bytes] = field(default_factory=dict)
+    edge: HistoryEdge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ StopReply = Stopped | Exited | Terminated
 
 _CAUSES = {cause.value: cause for cause in Cause}
 _WATCHES = {watch.value: watch for watch in Watch}
+_EDGES = {edge.value: edge for edge in HistoryEdge}
 
 
 def encode_stop(
@@ -92,6 +101,8 @@ def _encode_stopped(stop: Stopped, multiprocess: bool, causes: frozenset[Cause])
         pairs.append(b"%b:%x;" % (stop.watch[0].value, stop.watch[1]))
     if stop.cause in causes:
         pairs.append(b"%b:;" % stop.cause.value)
+    if stop.edge is not None:
+        pairs.append(b"replaylog:%b;" % stop.edge.value)
     return b"%c%02x" % (b"T" if pairs else b"S", stop.signal) + b"".join(pairs)
 
 
@@ -136,6 +147,7 @@ class _Builder:
         self._thread: ThreadSpec | None = None
         self._watch: tuple[Watch, Gva] | None = None
         self._cause: Cause | None = None
+        self._edge: HistoryEdge | None = None
         self._registers: dict[int, bytes] = {}
 
     def add(self, name: bytes, value: bytes) -> None:
@@ -145,11 +157,15 @@ class _Builder:
             self._watch = (_WATCHES[name], Gva(Fields(value).number("address")))
         elif name in _CAUSES:
             self._cause = _CAUSES[name]
+        elif name == b"replaylog":
+            self._edge = _EDGES.get(value)
         elif _is_hex(name) and b"x" not in value:  # an x is an unavailable byte
             self._registers[int(name, 16)] = from_hex(value)
 
     def build(self) -> Stopped:
-        return Stopped(self._signal, self._thread, self._watch, self._cause, self._registers)
+        return Stopped(
+            self._signal, self._thread, self._watch, self._cause, self._registers, self._edge
+        )
 
 
 def _is_hex(name: bytes) -> bool:

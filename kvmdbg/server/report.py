@@ -12,6 +12,7 @@ from kvmdbg.rsp.stops import (
     SIGNAL_TRAP,
     Cause,
     Exited,
+    HistoryEdge,
     Stopped,
     StopReply,
     Terminated,
@@ -23,6 +24,7 @@ from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec, ClientId
 from kvmdbg.target.stops import (
     BreakpointHit,
     Halted,
+    HistoryEnd,
     Panicked,
     Paused,
     ShutDown,
@@ -75,6 +77,9 @@ async def _stop_reply(vm: Vm, stop: Stop, client: ClientId) -> Stopped:
         case WatchpointHit(kind, address) if own or not found:
             watch = (_WATCHES[kind], address)
             return Stopped(SIGNAL_TRAP, thread, watch, registers=registers)
+        case HistoryEnd(first):
+            edge = HistoryEdge.BEGIN if first else HistoryEdge.END
+            return Stopped(SIGNAL_TRAP, thread, registers=registers, edge=edge)
         case reason:
             return Stopped(_signal(reason), thread, registers=registers)
 

@@ -38,6 +38,7 @@ from kvmdbg.server.handlers import session as on_session
 from kvmdbg.server.handlers import stepping as on_stepping
 from kvmdbg.server.handlers import threads as on_threads
 from kvmdbg.server.host import Host
+from kvmdbg.target.history import is_replayed
 
 C = TypeVar("C", bound=Command)
 
@@ -45,14 +46,20 @@ Capability = Callable[[Host], Any]
 """Finds a capability; what it returns is false where the VM, or what is known of it, lacks it."""
 
 
+def _always(host: Host) -> Any:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[C]):
-    """One packet; ``features`` are qSupported's names for what it can do."""
+    """One packet; ``features`` are qSupported's names for what it can do, told where the VM can:
+    ``offers`` says so for one that is refused in words elsewhere."""
 
     command: type[C]
     capability: Capability
     handler: Callable[[Client, C], Awaitable[Outcome]]
     features: tuple[str, ...] = ()
+    offers: Capability = _always
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,6 @@ class Object:
     def feature(self) -> str:
         """Its name in qSupported."""
         return f"qXfer:{self.name}:read"
-
-
-def _always(host: Host) -> Any:
-    return True
 
 
 def _registers(host: Host) -> Any:
@@ -97,6 +100,10 @@ def _breakpoints(host: Host) -> Any:
     return host.vm.breakpoints.kinds
 
 
+def _replay(host: Host) -> Any:
+    return is_replayed(host.vm.engine)
+
+
 def _monitor(host: Host) -> Any:
     return host.vm.monitor
 
@@ -109,7 +116,8 @@ async def supported(client: Client, command: session.Supported) -> Reply:
     """``qSupported``"""
     client.features = command.features
     host = client.host
-    features = {name for entry in TABLE if entry.capability(host) for name in entry.features}
+    offered = [entry for entry in TABLE if entry.capability(host) and entry.offers(host)]
+    features = {name for entry in offered for name in entry.features}
     features |= {entry.feature for entry in OBJECTS if entry.capability(host)}
     return SupportedFeatures(frozenset(features), PACKET_SIZE)
 
@@ -173,6 +181,13 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(resume.VContQuery, _execution, on_resume.vcont_actions, ("vContSupported",)),
     Entry(resume.VCont, _execution, on_resume.vcont),
     Entry(resume.ResumeThread, _execution, on_resume.resume_thread),
+    Entry(
+        resume.RunBack,
+        _execution,
+        on_resume.run_back,
+        ("ReverseStep", "ReverseContinue"),
+        offers=_replay,
+    ),
     Entry(stepping.StepBitsQuery, _stepping, on_stepping.step_bits),
     Entry(stepping.StepModeQuery, _stepping, on_stepping.step_mode),
     Entry(stepping.StepMode, _stepping, on_stepping.set_step_mode),

@@ -114,6 +114,22 @@ class StepControl(Protocol):
 
 
 @runtime_checkable
+class History(Protocol):
+    """That the run is recorded, or is a recording: a further capability of an Execution."""
+
+    @property
+    def recorded(self) -> bool:
+        """True in either: the guest's state cannot be changed from outside, which nobody would
+        know of in a replay."""
+        ...
+
+    @property
+    def replayed(self) -> bool:
+        """True if the run is a recording: plans may go back in it."""
+        ...
+
+
+@runtime_checkable
 class PatchesCode(Protocol):
     """A breakpoint store that writes breakpoints into the guest's own code."""
 

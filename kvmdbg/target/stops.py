@@ -56,6 +56,12 @@ class ShutDown(msgspec.Struct, frozen=True, tag="shutdown"):
     """The guest shut down; its memory can still be read, it cannot be resumed."""
 
 
+class HistoryEnd(msgspec.Struct, frozen=True, tag="history"):
+    """A replay is at an end of what was recorded: at its first instruction, or its last."""
+
+    first: bool
+
+
 class Halted(msgspec.Struct, frozen=True, tag="halted"):
     """QEMU stopped the VM for a reason of its own, named by its run state."""
 
@@ -63,7 +69,15 @@ class Halted(msgspec.Struct, frozen=True, tag="halted"):
 
 
 StopReason = (
-    BreakpointHit | WatchpointHit | Stepped | Paused | Frozen | Panicked | ShutDown | Halted
+    BreakpointHit
+    | WatchpointHit
+    | Stepped
+    | Paused
+    | Frozen
+    | Panicked
+    | ShutDown
+    | HistoryEnd
+    | Halted
 )
 
 
@@ -108,11 +122,15 @@ class ResumePlan(msgspec.Struct, frozen=True):
 
     A vCPU that steps and has one of the ``ranges``, [start, end), goes on stepping while its pc is
     in there and nothing else happens. Engines need not know of ranges: the facade does that.
+
+    ``back``: backwards through a replay, by one instruction if ``default`` is to step, else to what
+    would have stopped the VM last; vCPUs are not told apart then.
     """
 
     actions: Mapping[VcpuIndex, Action] = {}
     default: Action = Action.CONTINUE
     ranges: Mapping[VcpuIndex, tuple[Gva, Gva]] = {}
+    back: bool = False
 
     @classmethod
     def step(cls, vcpu: VcpuIndex, others: Action = Action.HOLD) -> ResumePlan:

@@ -30,6 +30,7 @@ from kvmdbg.target.breakpoints import (
 from kvmdbg.target.capabilities import Engine, MonitorQuery, RunControl
 from kvmdbg.target.clients import Clients
 from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
+from kvmdbg.target.history import require_replay, require_unrecorded
 from kvmdbg.target.ranges import run_plan
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
@@ -134,9 +135,11 @@ class Vm:
     # --- running and stopping --------------------------------------------------------------------
 
     async def resume(self, plan: ResumePlan | None = None) -> None:
-        """Let the VM run on. Raises VmRunning, NotResumable, VmGone."""
+        """Let the VM run on, or back. Raises VmRunning, NotResumable, VmGone, Unsupported."""
         async with self._lock:
             self._require_stopped()
+            if plan is not None and plan.back:
+                require_replay(self.engine)
             if not PERMITS[self._run_control.state].resumable:
                 raise NotResumable(
                     f"the VM cannot run on because its state is {self._run_control.state.value}: "
@@ -185,6 +188,7 @@ class Vm:
     async def reset(self) -> None:
         """Reset the machine; it stays stopped or running as it was."""
         self._require_alive()
+        require_unrecorded(self.engine)
         await self._run_control.reset()
 
     async def quit(self) -> None:
@@ -407,6 +411,7 @@ class Vm:
     async def write_registers(self, vcpu: VcpuIndex, values: Mapping[int, bytes]) -> None:
         """See :meth:`kvmdbg.target.capabilities.Registers.write_registers`."""
         async with self._stopped(vcpu):
+            require_unrecorded(self.engine)
             await self.engine.registers.write_registers(vcpu, values)
 
     async def read_memory(self, vcpu: VcpuIndex, address: Gva, length: int) -> bytes:
@@ -417,6 +422,7 @@ class Vm:
     async def write_memory(self, vcpu: VcpuIndex, address: Gva, data: bytes) -> None:
         """See :meth:`kvmdbg.target.capabilities.Memory.write`."""
         async with self._stopped(vcpu):
+            require_unrecorded(self.engine)
             await self.engine.memory.write(vcpu, address, data)
 
     async def read_physical(self, address: Gpa, length: int) -> bytes:
@@ -427,6 +433,7 @@ class Vm:
     async def write_physical(self, address: Gpa, data: bytes) -> None:
         """See :meth:`kvmdbg.target.capabilities.PhysicalMemory.write`."""
         async with self._stopped():
+            require_unrecorded(self.engine)
             await self.engine.physical.write(address, data)
 
     def _require_alive(self) -> None:

@@ -1,131 +1,26 @@
-"""``python -m tests.fuzz [SECONDS]``: hostile bytes against the RSP cores.
+"""``python -m tests.fuzz [SECONDS]``: hostile bytes against the RSP cores, by chance.
 
-Takes what real peers send, damages it, and feeds it to both roles in random pieces. Anything but a
-RemoteProtocolError is a bug, and so is an outcome that depends on how the bytes were cut. Prints
-the seed, with which ``--seed`` repeats a run.
+Prints the seed, with which ``--seed`` repeats a run.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
-from collections.abc import Callable
 
-from kvmdbg.errors import RemoteProtocolError
-from kvmdbg.rsp.client.session import ClientSession
-from kvmdbg.rsp.frame import Decoder, FrameEvent, Role
-from kvmdbg.rsp.server.commands import Command
-from kvmdbg.rsp.server.commands.resume import ResumeThread, VCont
-from kvmdbg.rsp.server.replies import Ok
-from kvmdbg.rsp.server.session import InterruptRequest, ServerSession
-from kvmdbg.rsp.stops import Stopped
-from tests.support.naive_rsp import packet
-
-REQUESTS = [
-    packet(payload)
-    for payload in (
-        b"qSupported:multiprocess+;swbreak+;xmlRegisters=i386", b"vMustReplyEmpty", b"?", b"g",
-        b"QStartNoAckMode", b"Hgp0.0", b"qXfer:features:read:target.xml:0,1000", b"qfThreadInfo",
-        b"mffffffff81000000,40", b"X1000,4:\x03#$}", b"Z0,1000,1;X3,220a27;cmds:0,X1,27", b"p10",
-        b"vCont;s:p1.1;c:p1.-1", b"vCont;c", b"D;1", b"qRcmd,68656c70", b"P10=0000000000000000",
-        b"x1000,40", b"qSearch:memory:1000;40;a\x00}#", b"qCRC:1000,40", b"vFile:open:2f61,0,1c0",
-        b"vFile:pread:0,40,0", b"vCont;r10,20:p1.1;t:p1.-1", b"Qqemu.sstep=0x7", b"QNonStop:1",
-        b"QCatchSyscalls:1;1;2", b"QThreadEvents:1", b"qXfer:threads:read::0,40", b"R00", b"!",
-        b"qHostInfo", b"qProcessInfo", b"QEnableErrorStrings", b"qWatchpointSupportInfo:",
-    )
-]  # fmt: skip
-REPLIES = [
-    packet(payload)
-    for payload in (
-        b"OK", b"E01", b"", b"T05thread:p01.02;watch:ffff;", b"T0510:0011;", b"W00", b"O6869",
-        b"mp1.1,p1.2", b"l<target/>#$}*", b"PacketSize=1000;multiprocess+", b"00" * 300,
-    )
-] + [b"$0*~0*~#5e", b"%Stop:T05#99"]  # fmt: skip
-LOOSE = [b"+", b"-", b"\x03", b"+" * 40, b"junk", b"$", b"#", b"}", b"*"]
-
-
-def stream(rng: random.Random, corpus: list[bytes]) -> bytes:
-    """A conversation, damaged here and there."""
-    data = bytearray(b"".join(rng.choices(corpus + LOOSE, k=rng.randint(1, 20))))
-    for _ in range(rng.randint(0, 6)):
-        at = rng.randrange(len(data) + 1)
-        end = at + rng.randint(0, 4)
-        data[at:end] = rng.choice([*LOOSE, rng.randbytes(rng.randint(0, 8))])
-    return bytes(data)
-
-
-def pieces(rng: random.Random, data: bytes) -> list[bytes]:
-    """``data``, cut."""
-    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randint(0, 9)))
-    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-
-
-def decode(role: Role, chunks: list[bytes]) -> list[FrameEvent]:
-    """The events of a stream."""
-    decoder = Decoder(role, 200)
-    return [event for chunk in chunks for event in decoder.feed(chunk)]
-
-
-def serve(chunks: list[bytes]) -> list[object]:
-    """What a server that answers everything makes of a stream."""
-    session = ServerSession(200)
-    seen: list[object] = []
-    for chunk in chunks:
-        events = session.receive_data(chunk)
-        while events:
-            seen += events
-            match events[-1]:
-                case VCont() | ResumeThread():
-                    session.resume()
-                case Command():
-                    session.send(Ok())
-                case InterruptRequest():
-                    session.send(Stopped(2))
-            events = session.receive_data(b"")
-    return seen
-
-
-def ask(chunks: list[bytes]) -> list[object]:
-    """What a client that asks when it may makes of a stream."""
-    session = ClientSession(200)
-    seen: list[object] = []
-    for number, chunk in enumerate(chunks):
-        if session.state.name == "IDLE":
-            session.resume(b"vCont;c") if number % 2 else session.request(b"g")
-        seen += session.receive_data(chunk)
-    return seen
-
-
-def tolerate(run: Callable[[list[bytes]], list[object]], chunks: list[bytes]) -> object:
-    """The outcome, of which the peer's fault is one."""
-    try:
-        return run(chunks)
-    except RemoteProtocolError as error:
-        return str(error)
-
-
-def round_of(rng: random.Random) -> None:
-    """One stream through everything."""
-    requests, replies = stream(rng, REQUESTS), stream(rng, REPLIES)
-    for role, data in ((Role.SERVER, requests), (Role.CLIENT, replies)):
-        assert decode(role, pieces(rng, data)) == decode(role, [data]), data
-    assert tolerate(serve, pieces(rng, requests)) == tolerate(serve, [requests]), requests
-    tolerate(ask, pieces(rng, replies))
+from tests.fuzz.streams import REPLIES, REQUESTS, arguments, check, known, stream
 
 
 def main() -> None:
     """Fuzz for a while."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("seconds", type=float, nargs="?", default=10.0)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
-    arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
-    print(f"seed {arguments.seed}")
-    end = time.monotonic() + arguments.seconds
+    seconds, seed = arguments(__doc__)
+    rng = random.Random(seed)
+    for data in known():
+        check(rng, data, data)
+    end = time.monotonic() + seconds
     rounds = 0
     while time.monotonic() < end:
-        round_of(rng)
+        check(rng, stream(rng, REQUESTS), stream(rng, REPLIES))
         rounds += 1
     print(f"{rounds} streams, nothing found")
 

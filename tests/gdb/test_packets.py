@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -120,21 +121,34 @@ async def test_registers_in_the_classic_layout(kvmdbg_vm: Vm) -> None:
 async def test_extended_remote(kvmdbg_vm: Vm) -> None:
     """Detach, attach and run over one connection."""
     async with start_gdb(demo.artefact("vmlinux")) as gdb:
-        await gdb.mi(f"-target-select extended-remote {kvmdbg_vm.status.gdb_socket}")
+        said = await packets(gdb, f"target extended-remote {kvmdbg_vm.status.gdb_socket}")
+        assert "Sending packet: $!#" in said
         await gdb.wait_stopped()
         await gdb.cli("hbreak start_kernel")
         await gdb.cont()
         await gdb.cli("detach")
         await gdb.cli("delete")
-        await gdb.cli("attach 1")
+        assert "Sending packet: $vAttach;1" in await packets(gdb, "attach 1")
         assert await gdb.value("$pc") == await kvmdbg_vm.register("rip")
-        await gdb.cli("starti")
+        assert "Sending packet: $R0" in await packets(gdb, "starti")
         assert await gdb.value("$pc") == 0xFFF0
         assert await kvmdbg_vm.register("rip") == 0xFFF0
 
 
-async def test_non_stop_is_refused_in_words(kvmdbg_vm: Vm) -> None:
-    async with start_gdb(None, gdb=GDB_18) as gdb:
+async def test_what_no_event_comes_of(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
+    """vCPUs neither begin nor end, and system calls are not caught."""
+    assert await packet(any_gdb, "QThreadEvents:1") == "OK"
+    assert await packet(any_gdb, "QThreadEvents:0") == "OK"
+    assert await packet(any_gdb, "QCatchSyscalls:0") == "OK"
+    refused = await packet(any_gdb, "QCatchSyscalls:1")
+    in_words = await any_gdb.value("$_gdb_major") >= 17
+    assert refused.startswith("E.system calls are not caught" if in_words else "E5f")
+    assert (await any_gdb.stepi())["reason"] == "end-stepping-range"
+
+
+@pytest.mark.parametrize("program", ["gdb", GDB_18], ids=["debian", "18"])
+async def test_non_stop_is_refused_in_words(kvmdbg_vm: Vm, program: Path | str) -> None:
+    async with start_gdb(None, gdb=program) as gdb:
         await gdb.cli("set non-stop on")
         with pytest.raises(GdbError, match="the engine stub stops all vCPUs or none"):
             await gdb.mi(f"-target-select remote {kvmdbg_vm.status.gdb_socket}")

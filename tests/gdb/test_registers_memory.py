@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from kvmdbg import Vm
 from tests.support import demo
-from tests.support.gdb import Gdb, GdbError
+from tests.support.gdb import GDB_18, Gdb, GdbError, start_gdb
 from tests.support.marks import both_cpu_counts
 
 pytestmark = pytest.mark.gdb
@@ -61,6 +62,23 @@ async def test_system_registers_of_a_running_kernel(kvmdbg_vm: Vm, booted_gdb: G
     assert await gdb.value("$idtr_base") >= KERNEL
     assert {"PE", "WP", "PG"} <= set((await gdb.cli("p $cr0")).split())
     assert {"LME", "LMA", "NXE", "SCE"} <= set((await gdb.cli("p $efer")).split())
+
+
+@running
+@pytest.mark.parametrize("program", ["gdb", GDB_18], ids=["debian", "18"])
+async def test_the_system_registers_at_a_glance(kvmdbg_vm: Vm, program: str | Path) -> None:
+    """gdb has groups of its own for x86, and passes over those of the description: ask the monitor.
+    Where this fails for a newer gdb, that has changed, and ``info registers system`` serves."""
+    await demo.booted(kvmdbg_vm)
+    async with start_gdb(None, kvmdbg_vm.status.gdb_socket, program) as gdb:
+        groups = await gdb.cli("maintenance print register-groups")
+        (of_cr0,) = re.findall(r"^ ?cr0 .*?(\S+) *$", groups, re.MULTILINE)
+        assert "system" not in of_cr0.split(",")
+        assert "cr0" not in await gdb.cli("info registers system")
+        said = await gdb.cli("monitor info system-registers")
+        shown = dict(line.split() for line in said.splitlines())
+        for name in ("cr0", "cr4", "efer", "gs_base", "k_gs_base", "idtr_base", "dr6"):
+            assert int(shown[name], 16) == await gdb.value(f"${name} + 0")
 
 
 @running

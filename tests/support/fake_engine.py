@@ -332,6 +332,10 @@ class FakeExecution:
         self.plans: list[ResumePlan] = []
         self.forgotten = 0
         self.step_mode = 7
+        self.recorded = False
+        self.replayed = False
+        self.back: list[Stop] = []
+        """Where plans that go back end up, one after the other."""
 
     @property
     def step_bits(self) -> int:
@@ -339,6 +343,8 @@ class FakeExecution:
 
     async def run(self, plan: ResumePlan) -> Stop:
         self.plans.append(plan)
+        if plan.back:
+            return self.back.pop(0)
         over = {v for v, pc in self._reported.items() if pc == self._guest.pc(v)}
         self._reported = {
             v: pc for v, pc in self._reported.items() if plan.action(v) is Action.HOLD

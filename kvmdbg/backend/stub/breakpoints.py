@@ -6,7 +6,7 @@ Under TCG they live outside guest memory, and any number of any kind fits.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from kvmdbg.addr import Gva
 from kvmdbg.backend.stub.connection import StubConnection, describe
@@ -68,10 +68,16 @@ class StubBreakpoints:
         for spec in tuple(self._inserted):
             await self.remove(spec)
 
-    @asynccontextmanager
-    async def without_watchpoints(self) -> AsyncIterator[None]:
+    def without_watchpoints(self) -> AbstractAsyncContextManager[None]:
         """Inside, nothing is watched."""
-        lifted = [spec for spec in self._inserted if spec.kind.is_watchpoint]
+        return self._without({spec for spec in self._inserted if spec.kind.is_watchpoint})
+
+    def without_any(self) -> AbstractAsyncContextManager[None]:
+        """Inside, nothing is inserted."""
+        return self._without(set(self._inserted))
+
+    @asynccontextmanager
+    async def _without(self, lifted: set[BreakpointSpec]) -> AsyncIterator[None]:
         for spec in lifted:
             await self.remove(spec)
         try:

@@ -15,6 +15,7 @@ from kvmdbg.backend.stub.memory import PageWalk, StubMemory, StubPhysicalMemory
 from kvmdbg.backend.stub.packets import PacketMemory
 from kvmdbg.backend.stub.ram import DirectRam
 from kvmdbg.backend.stub.registers import StubRegisters, fetch_layout
+from kvmdbg.backend.stub.replay import Replay
 from kvmdbg.backend.stub.resumption import Resumption
 from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import AttachError, KvmdbgError, VmGone
@@ -41,6 +42,9 @@ class StubEngine:
         ram: DirectRam,
         packets: PacketMemory,
         resumption: Resumption,
+        *,
+        recorded: bool,
+        replay: Replay | None,
     ) -> None:
         self._connection = connection
         self._threads = threads
@@ -58,7 +62,14 @@ class StubEngine:
             walk.forget()
 
         self.execution = StubExecution(
-            arch, threads, registers, self.breakpoints, resumption, forget_guest
+            arch,
+            threads,
+            registers,
+            self.breakpoints,
+            resumption,
+            forget_guest,
+            recorded=recorded,
+            replay=replay,
         )
 
     @property
@@ -81,14 +92,23 @@ class StubEngine:
         monitor: MonitorQuery,
         run_control: RunControl,
         pid: int | None,
+        recorded: bool = False,
+        replay_end: int | None = None,
     ) -> StubEngine:
         """Connect to QEMU's stub, which stops the VM and forgets all breakpoints.
 
-        ``pid`` is QEMU's process, for its memory. Raises AttachError.
+        ``pid`` is QEMU's process, for its memory. ``recorded``: the run is recorded, or, with
+        the number of its last instruction, replayed. Raises AttachError.
         """
         connection = await StubConnection.open(socket_path)
         try:
-            return await cls._open(connection, arch, monitor, run_control, pid)
+            replay = None
+            if replay_end is not None:
+                replay = Replay(monitor, run_control, replay_end)
+                await replay.begin()
+            return await cls._open(
+                connection, arch, monitor, run_control, pid, recorded=recorded, replay=replay
+            )
         except KvmdbgError as error:
             connection.close()
             raise AttachError(f"QEMU's gdbstub at {socket_path} cannot be used: {error}") from error
@@ -104,6 +124,9 @@ class StubEngine:
         monitor: MonitorQuery,
         run_control: RunControl,
         pid: int | None,
+        *,
+        recorded: bool,
+        replay: Replay | None,
     ) -> StubEngine:
         supported = await connection.request(requests.supported(_FEATURES))
         match = _PACKET_SIZE.search(supported)
@@ -119,7 +142,17 @@ class StubEngine:
         await resumption.set_step_mode(resumption.masked)
         ram = await DirectRam.find(monitor, pid)
         packets = PacketMemory(connection, packet_size, arch.page_size)
-        return cls(arch, connection, threads, registers, ram, packets, resumption)
+        return cls(
+            arch,
+            connection,
+            threads,
+            registers,
+            ram,
+            packets,
+            resumption,
+            recorded=recorded,
+            replay=replay,
+        )
 
     async def close(self) -> None:
         """Take out every breakpoint and hang up: the VM stays stopped, and runs on unharmed when

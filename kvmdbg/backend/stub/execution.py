@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.arch import Architecture
+from kvmdbg.backend.stub.backwards import Backwards
 from kvmdbg.backend.stub.breakpoints import StubBreakpoints
 from kvmdbg.backend.stub.registers import StubRegisters
+from kvmdbg.backend.stub.replay import Replay
 from kvmdbg.backend.stub.resumption import Outcome, Resumption
 from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import LocalProtocolError, RegisterError
@@ -30,6 +32,7 @@ from kvmdbg.target.breakpoints import BreakpointKind
 from kvmdbg.target.stops import (
     Action,
     BreakpointHit,
+    HistoryEnd,
     Paused,
     ResumePlan,
     Stepped,
@@ -55,7 +58,8 @@ class _Hit:
 class StubExecution:
     """Implements :class:`kvmdbg.target.capabilities.Execution`.
 
-    ``forget_guest`` drops what is cached of the guest's state.
+    ``forget_guest`` drops what is cached of the guest's state. ``recorded``: the run is recorded,
+    or is the ``replay``.
     """
 
     def __init__(
@@ -66,6 +70,9 @@ class StubExecution:
         breakpoints: StubBreakpoints,
         resumption: Resumption,
         forget_guest: Callable[[], None],
+        *,
+        recorded: bool = False,
+        replay: Replay | None = None,
     ) -> None:
         self._arch = arch
         self._threads = threads
@@ -73,6 +80,8 @@ class StubExecution:
         self._breakpoints = breakpoints
         self._resumption = resumption
         self._forget_guest = forget_guest
+        self._replay = replay
+        self.recorded = recorded
         self._reported: dict[VcpuIndex, _Hit] = {}
         self._running = False
 
@@ -90,6 +99,11 @@ class StubExecution:
     def step_mode(self, bits: int) -> None:
         self._resumption.masked = bits
 
+    @property
+    def replayed(self) -> bool:
+        """See :class:`kvmdbg.target.capabilities.History`."""
+        return self._replay is not None
+
     async def run(self, plan: ResumePlan) -> Stop:
         """See the capability."""
         if self._running:
@@ -98,7 +112,10 @@ class StubExecution:
             raise LocalProtocolError("a plan that holds every vCPU runs nothing")
         self._running, self._resumption.interrupted = True, False
         try:
-            stop = await self._step_over(plan) or await self._run(plan)
+            if plan.back:
+                stop = await self._run_back(plan)
+            else:
+                stop = await self._step_over(plan) or await self._run(plan)
         finally:
             self._running = False
         if isinstance(stop.reason, BreakpointHit):
@@ -156,6 +173,8 @@ class StubExecution:
             overlooked = await self._at_breakpoint(plan)
             if overlooked is not None:
                 return overlooked
+            if self._replay is not None and not await self._replay.advance():
+                return Stop(self._threads.vcpus[0], HistoryEnd(first=False))
             try:
                 outcome = await self._resumption.go(plan, mode, patience)
             finally:
@@ -189,6 +208,8 @@ class StubExecution:
             return Stop(vcpu, Paused())
         if reply.watch is not None:
             return Stop(vcpu, self._breakpoints.watch_hit(*reply.watch))
+        if reply.signal != SIGNAL_TRAP and await self._was_due():
+            return None
         if reply.signal != SIGNAL_TRAP:
             # Somebody's pause, or a state that QEMU's run state names better than a signal.
             return Stop(vcpu, Paused())
@@ -200,6 +221,21 @@ class StubExecution:
             return None
         # In real mode the stub's pc lacks the segment's base: none of ours is there, though one is.
         return Stop(vcpu, hit or BreakpointHit(BreakpointKind.SOFTWARE, pc))
+
+    async def _run_back(self, plan: ResumePlan) -> Stop:
+        if self._replay is None:
+            raise LocalProtocolError("there is no recording to go back in")
+        self._reported.clear()
+        backwards = Backwards(
+            self._replay, self._resumption, self._breakpoints, self._pc, self._forget_guest
+        )
+        return await backwards.run(step=plan.default is Action.STEP)
+
+    async def _was_due(self) -> bool:
+        """True if a replay has only come to where it had to be looked at."""
+        if self._replay is None or self._resumption.interrupted:
+            return False
+        return await self._replay.arrived()
 
     async def _pc(self, vcpu: VcpuIndex) -> Gva:
         pc = await self._registers.value(vcpu, self._arch.pc)

@@ -10,8 +10,7 @@ from kvmdbg.backend.stub.connection import StubConnection, describe
 from kvmdbg.backend.stub.silence import SilenceGuard
 from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import TargetError, VmGone
-from kvmdbg.rsp.client import requests
-from kvmdbg.rsp.client.session import Reply
+from kvmdbg.rsp.client import requests, session
 from kvmdbg.rsp.stops import SIGNAL_TRAP, Stopped
 from kvmdbg.rsp.threadid import ThreadSpec
 from kvmdbg.target.capabilities import RunControl
@@ -97,21 +96,36 @@ class Resumption:
         if not done:
             await self._pause()
             await self._connection.stopped(STOP_TIMEOUT)
-        reply = await answer
-        if isinstance(reply, Reply):
-            raise TargetError(f"QEMU did not resume the VM: {describe(reply.payload)}")
-        if not isinstance(reply.stop, Stopped):
-            raise VmGone("QEMU's gdbstub says that the VM has ended")
-        vcpu = self._threads.vcpu(reply.stop.thread)
-        if reply.stop.signal == SIGNAL_TRAP:
+        stop = _stop_of(await answer)
+        vcpu = self._threads.vcpu(stop.thread)
+        if stop.signal == SIGNAL_TRAP:
             self._threads.stopped_by(vcpu)
             # The stub tells before the monitor does. With its STOP, our RESUME has come too, and
             # will not be taken for another monitor's.
             await self._run_control.wait_stop(stops)
         # A step that hits a watchpoint is two reasons to stop: QEMU keeps one for later.
-        if vcpu not in stepped or reply.stop.watch is None:
+        if vcpu not in stepped or stop.watch is None:
             self.armed.discard(vcpu)
-        return Outcome(reply.stop, vcpu, impatient=not done, stray=vcpu in stray)
+        return Outcome(stop, vcpu, impatient=not done, stray=vcpu in stray)
+
+    async def back(self, *, step: bool, anyway: bool = False) -> Outcome:
+        """Run backwards, in a replay only: QEMU aborts elsewhere. Where the reply has SIGINT, QEMU
+        did not get there. ``anyway``: also where somebody wants the VM stopped."""
+        await self._connection.ready()
+        if self.interrupted and not anyway:
+            return Outcome(None, self._threads.vcpus[0])
+        self._threads.stopped_by(None)
+        request = requests.STEP_BACK if step else requests.CONTINUE_BACK
+        stop = _stop_of(await self._connection.resume(request))
+        # QEMU has stopped the VM and resumed it any number of times.
+        await self._run_control.sync()
+        return Outcome(stop, self._threads.vcpu(stop.thread))
+
+    async def moved(self) -> None:
+        """The monitor has let the VM run and stop. Takes up the stop reply that nobody asked for:
+        acknowledged later, after a resumption, it would pause the VM again."""
+        await self._connection.request(requests.QUERY_STEP_MODE)
+        self._threads.stopped_by(None)
 
     def _actions(self, plan: ResumePlan) -> list[tuple[str, ThreadSpec | None]]:
         actions = {vcpu: plan.action(vcpu) for vcpu in self._threads.vcpus}
@@ -138,10 +152,7 @@ class Resumption:
         """Stop a VM that runs without our doing."""
         await self._run_control.pause()
         await self._connection.stopped(STOP_TIMEOUT)
-        # Takes up the stop reply that nobody asked for: acknowledged later, after a resumption, it
-        # would pause the VM again.
-        await self._connection.request(requests.QUERY_STEP_MODE)
-        self._threads.stopped_by(None)
+        await self.moved()
 
     async def disarm(self) -> None:
         """Make QEMU forget every single step; it takes running those vCPUs for a moment."""
@@ -152,3 +163,11 @@ class Resumption:
             if outcome.reply is None or outcome.reply.signal != SIGNAL_TRAP:
                 self.armed.clear()
         await self.set_step_mode(self.masked)
+
+
+def _stop_of(answer: session.Reply | session.Stop) -> Stopped:
+    if isinstance(answer, session.Reply):
+        raise TargetError(f"QEMU did not resume the VM: {describe(answer.payload)}")
+    if not isinstance(answer.stop, Stopped):
+        raise VmGone("QEMU's gdbstub says that the VM has ended")
+    return answer.stop

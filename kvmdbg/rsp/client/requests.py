@@ -14,6 +14,8 @@ STOP_REASON = b"?"
 READ_REGISTERS = b"g"
 FIRST_THREADS = b"qfThreadInfo"
 NEXT_THREADS = b"qsThreadInfo"
+STEP_BACK = b"bs"
+CONTINUE_BACK = b"bc"
 QUERY_STEP_BITS = b"qqemu.sstepbits"
 QUERY_STEP_MODE = b"qqemu.sstep"
 

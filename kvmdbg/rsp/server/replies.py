@@ -27,10 +27,12 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """``E``: ``number`` is an errno, 1 to 255; ``text`` is for clients that show it."""
+    """``E``: ``number`` is an errno, 1 to 255; ``text`` is for clients that said they show it,
+    and for all where the reply is ``shown`` as it stands."""
 
     number: int
     text: str = ""
+    shown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,7 @@ def encode(reply: Reply | ConsoleOutput, negotiated: Negotiated) -> bytes:
 
 
 def _error(error: Error, negotiated: Negotiated) -> bytes:
-    if error.text and negotiated.error_message:
+    if error.text and (error.shown or negotiated.error_message):
         return b"E." + _plain(error.text)
     number = b"E%02x" % error.number
     if error.text and negotiated.error_strings:

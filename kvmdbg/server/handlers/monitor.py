@@ -18,6 +18,7 @@ monitor help COMMAND            QEMU's help on one of its commands
 monitor clients                 who is there, and who drives
 monitor drive                   drive the VM from here; whoever did so looks from then on
 monitor breakpoints             all in the VM: int3, debug register or why not armed, and whose
+monitor info system-registers   control, segment base, table and debug registers of gdb's thread
 monitor watch ADDR LEN [r|w|rw] stop at accesses to LEN bytes, to writes unless told otherwise
 monitor unwatch ADDR            take out what monitor watch put there
 monitor system_reset            reset the machine; it stays stopped
@@ -60,6 +61,8 @@ async def run(client: Client, command: Monitor) -> Outcome:
     if name in _OWN and not (name == "help" and rest):
         return Printed(await _OWN[name](client, rest.strip()))
     _check(name)
+    if line.split() == ["info", "system-registers"]:
+        return Printed(await _system_registers(client))
     if line.split() == ["info", "mem"]:
         await _check_paging(client)
     return Printed(await client.vm.monitor.hmp(line, client.access))
@@ -102,6 +105,18 @@ async def _breakpoints(client: Client, rest: str) -> str:
         whose = ", ".join(sorted(clients))
         lines.append(f"{placement.spec}: {placement.how}{hits}{note}; {whose}\n")
     return "".join(lines) or NO_BREAKPOINTS
+
+
+async def _system_registers(client: Client) -> str:
+    """What gdb's ``info registers system`` shows, where gdb asks the description for groups."""
+    lines = []
+    for number, register in enumerate(client.vm.arch.registers):
+        if register.group != "system":
+            continue
+        value = await client.vm.read_register(client.access, number)
+        shown = "<unavailable>" if value is None else f"{int.from_bytes(value, 'little'):#x}"
+        lines.append(f"{register.name:16} {shown}\n")
+    return "".join(lines)
 
 
 async def _watch(client: Client, rest: str) -> str:

@@ -10,6 +10,7 @@ from kvmdbg.rsp.server.commands.resume import (
     ResumeAction,
     ResumeKind,
     ResumeThread,
+    RunBack,
     StopReasonQuery,
     VCont,
     VContQuery,
@@ -58,6 +59,12 @@ async def resume_thread(client: Client, command: ResumeThread) -> Outcome:
     others = Action.HOLD if client.resumed.is_one else Action.CONTINUE
     action = Action.STEP if command.step else Action.CONTINUE
     return await _resume(client, ResumePlan({vcpu: action}, others))
+
+
+async def run_back(client: Client, command: RunBack) -> Outcome:
+    """``bs bc``"""
+    action = Action.STEP if command.step else Action.CONTINUE
+    return await _resume(client, ResumePlan(default=action, back=True))
 
 
 def plan_of(client: Client, actions: tuple[ResumeAction, ...]) -> ResumePlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from kvmdbg.errors import NoSuchVcpu, Unsupported
 from kvmdbg.rsp.server.commands.session import (
     Attach,
@@ -14,7 +16,7 @@ from kvmdbg.rsp.server.commands.session import (
     Restart,
     StartNoAckMode,
 )
-from kvmdbg.rsp.server.replies import Flag, Ok, Reply
+from kvmdbg.rsp.server.replies import Error, Flag, Ok, Reply
 from kvmdbg.server.client import PROCESS, Client, Goodbye, Outcome, Silent
 from kvmdbg.server.report import tell_stop
 
@@ -68,9 +70,8 @@ async def kill(client: Client, command: Kill) -> Outcome:
 async def non_stop(client: Client, command: NonStop) -> Reply:
     """``QNonStop``"""
     if command.wanted:
-        raise Unsupported(
-            f"the engine {client.vm.engine.name} stops all vCPUs or none: set non-stop off"
-        )
+        why = f"the engine {client.vm.engine.name} stops all vCPUs or none: set non-stop off"
+        return Error(errno.EOPNOTSUPP, why, shown=True)  # by every gdb, whatever it said
     return Ok()
 
 

@@ -41,6 +41,8 @@ GOOD: list[tuple[bytes, Command]] = [
     (b"C05;1000", resume.ResumeThread(False, 5, Gva(0x1000))),
     (b"s", resume.ResumeThread(step=True)),
     (b"S0b;10", resume.ResumeThread(True, 11, Gva(0x10))),
+    (b"bs", resume.RunBack(step=True)),
+    (b"bc", resume.RunBack(step=False)),
     (b"D", session.Detach()),
     (b"D;1", session.Detach(1)),
     (b"g", registers.ReadRegisters()),
@@ -125,6 +127,7 @@ GOOD: list[tuple[bytes, Command]] = [
 ]
 
 BAD = [
+    b"b", b"bx", b"bs1",
     b"?x", b"cxyz", b"C", b"C05x", b"G0", b"Gzz", b"p", b"p1x", b"P1", b"P1=0", b"Hx1", b"H",
     b"Hg", b"Hg1x", b"T", b"Tp", b"Tp1.", b"m", b"m1", b"m1,", b"m1,1,", b"m-1,1", b"m0x1,1",
     b"m11111111111111111,1", b"M1,2:ff", b"M1,1", b"X1,1:", b"X1,0:a", b"vKill", b"vAttach;",

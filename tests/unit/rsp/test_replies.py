@@ -24,6 +24,7 @@ ONE, TWO = ThreadSpec(ThreadId(1)), ThreadSpec(ThreadId(2))
         (r.Empty(), b"", b""),
         (r.Error(14), b"E0e", b"E0e"),
         (r.Error(22, "no such thing"), b"E16", b"E.no such thing"),
+        (r.Error(22, "no such thing", shown=True), b"E.no such thing", b"E.no such thing"),
         (r.Error(1, "a*b #1 {$}\n"), b"E01", b"E.axb %1 {S) "),
         (r.Registers((b"\x01\x02", r.Undefined(3))), b"0102xxxxxx", b"0102xxxxxx"),
         (r.Registers((r.Undefined(1), b"\x01", b"\x02")), b"xx0102", b"xx0102"),

@@ -11,6 +11,7 @@ from kvmdbg.errors import RemoteProtocolError
 from kvmdbg.rsp.stops import (
     Cause,
     Exited,
+    HistoryEdge,
     Stopped,
     StopReply,
     Terminated,
@@ -36,6 +37,7 @@ STOPS: st.SearchStrategy[StopReply] = st.one_of(
         ),
         st.one_of(st.none(), st.sampled_from(Cause)),
         st.dictionaries(st.integers(0, 0xFFFF), st.binary(max_size=32)),
+        st.one_of(st.none(), st.sampled_from(HistoryEdge)),
     ),
 )
 

@@ -1,5 +1,6 @@
 """What every packet does to the VM."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -476,6 +477,10 @@ async def test_monitor(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.monitor("info status") == "VM status: paused\n" * 500
     assert "monitor qmp COMMAND" in await gdb.monitor("help")
     assert await gdb.monitor("") == await gdb.monitor("help")
+    listed = await gdb.monitor("info system-registers")
+    assert re.search(r"^cr0 +0x0$", listed, re.MULTILINE)
+    assert re.search(r"^dr7 +0x0$", listed, re.MULTILINE)
+    assert "rip" not in listed
     assert "reset" in await gdb.monitor("system_reset")
     assert host.fake.run_control.calls == ["reset"]
 

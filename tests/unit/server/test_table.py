@@ -59,3 +59,10 @@ async def test_an_absent_capability_is_not_announced(peer: RspPeer, host: FakeHo
     assert b"break" not in await peer.ask(b"qSupported")
     assert await peer.ask(b"Z0,1000,1") == b""
     assert await peer.ask(b"z0,1000,1") == b""
+
+
+async def test_the_way_back_is_offered_in_a_replay_only(peer: RspPeer, host: FakeHost) -> None:
+    assert b"Reverse" not in await peer.ask(b"qSupported")
+    host.fake.engine.execution.replayed = True
+    features = await peer.ask(b"qSupported")
+    assert b";ReverseContinue+;ReverseStep+;" in b";" + features

@@ -33,6 +33,7 @@ PARSERS: MappingProxyType[bytes, Parser] = MappingProxyType(
     {
         b"!": session.parse_extended_mode,
         b"?": resume.parse_stop_reason,
+        b"b": resume.parse_back,
         b"c": resume.parse_c,
         b"C": resume.parse_c_signal,
         b"D": session.parse_detach,

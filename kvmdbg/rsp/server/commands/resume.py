@@ -1,4 +1,4 @@
-"""``? c C s S vCont``: why the target stopped, and how it runs on."""
+"""``? c C s S bc bs vCont``: why the target stopped, and how it runs on, or back."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ class ResumeThread(Command):
     address: Gva | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RunBack(Command):
+    """``bc`` and ``bs``: the target runs backwards, with ``step`` by one instruction."""
+
+    step: bool
+
+
 def parse_stop_reason(fields: Fields) -> StopReasonQuery:
     """``?``"""
     fields.end()
@@ -97,6 +104,15 @@ def _resume(fields: Fields, *, step: bool, signal: int | None) -> ResumeThread:
     address = Gva(fields.number("address")) if fields else None
     fields.end()
     return ResumeThread(step, signal, address)
+
+
+def parse_back(fields: Fields) -> RunBack:
+    """``bc`` or ``bs``"""
+    direction = fields.take(1)
+    fields.end()
+    if direction not in (b"c", b"s"):
+        raise RemoteProtocolError(f"{direction!r} is no way to run backwards")
+    return RunBack(direction == b"s")
 
 
 def parse_vcont_query(fields: Fields) -> VContQuery:
