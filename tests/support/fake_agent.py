@@ -65,6 +65,7 @@ class FakeAgent:
         self.clock_state = ClockState.UNSEEN
         self.table: dict[int, Point] = {}
         self.debug_registers = 4
+        self.user = range(0)
         self.flags = Flags(0)
         self.adopted: Adoption | None = None
         self.requests: list[tuple[Type, Any]] = []
@@ -184,7 +185,8 @@ class FakeAgent:
     def translate(self, where: Range) -> Translation:
         if where.address >= len(self.memory):
             raise OSError(errno.EFAULT, "not mapped")
-        return Translation(where.address, PAGE, Access.WRITABLE)
+        user = Access.USER if where.address in self.user else Access(0)
+        return Translation(where.address, PAGE, Access.WRITABLE | user)
 
     def insert(self, request: PointRequest) -> Point:
         if any((p.kind, p.address) == (request.kind, request.address) for p in self.table.values()):

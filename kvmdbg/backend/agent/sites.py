@@ -22,6 +22,7 @@ _EARLY = "paging is off yet, so that what is there may still be overwritten"
 _UNMAPPED = "nothing is mapped there yet"
 _NO_RAM = "there is no RAM that an int3 could be put into"
 _PATCHED = "the kernel may patch that instruction itself"
+_PROGRAMS = "another program may be meant than the one that is mapped there now"
 
 
 @dataclass
@@ -54,14 +55,16 @@ class _Ground:
     """Why there can be no int3."""
     lasting: bool = False
     """That will not change."""
-    patched: bool = False
+    doubt: str = ""
+    """Why a debug register is better, while there is one."""
     kernel: bool = True
     number: int = 0
 
 
 class Sites:
-    """All of them. A site is an int3 where that can be had and is not in the way; otherwise, and
-    where a hardware breakpoint is asked for, it takes a debug register."""
+    """All of them. A site is an int3 where that can be had, and is neither in the way nor, by its
+    page, of one program only; otherwise, and where a hardware breakpoint is asked for, it takes a
+    debug register."""
 
     def __init__(
         self, agent: AgentClient, guest: GuestArch, vcpus: Vcpus, abilities: Abilities
@@ -160,7 +163,7 @@ class Sites:
         for site in self._sites.values():
             if site.in_register and BreakpointKind.HARDWARE not in site.kinds:
                 ground = await self._survey(site.address)
-                note = f"{_PATCHED}, but its debug register was needed" if ground.patched else ""
+                note = f"{ground.doubt}, but its debug register was needed" if ground.doubt else ""
                 if not ground.trouble and await self._int3(site, ground, note):
                     return True
         return False
@@ -183,9 +186,9 @@ class Sites:
         ground = await self._survey(site.address)
         trouble = ground.trouble
         if not trouble and BreakpointKind.HARDWARE not in site.kinds:
-            if ground.patched and await self._register(site, _PATCHED):
+            if ground.doubt and await self._register(site, ground.doubt):
                 return
-            if await self._int3(site, ground, f"{_PATCHED}, but {TAKEN}" * ground.patched):
+            if await self._int3(site, ground, f"{ground.doubt}, but {TAKEN}" * bool(ground.doubt)):
                 return
             trouble = _NO_RAM
         if await self._register(site, trouble, make_room=True):
@@ -212,9 +215,10 @@ class Sites:
             except MemoryFault:
                 continue
             user = bool(mapping.access & Access.USER)
+            doubt = _PROGRAMS if user else _PATCHED if patched else ""
             able = self._abilities.user_int3 if user else self._abilities.kernel_int3
             trouble = "" if able else _NO_INT3.format(ring="programs" if user else "kernel")
-            return _Ground(trouble, bool(trouble), patched, not user, number)
+            return _Ground(trouble, bool(trouble), doubt, not user, number)
         return _Ground(_UNMAPPED)
 
     async def _int3(self, site: Site, ground: _Ground, note: str) -> bool:

@@ -73,6 +73,14 @@ async def test_what_the_kernel_patches_gets_a_register_while_there_is_one(kit: K
     assert texts[0x2200].endswith("itself, but every debug register is taken")
 
 
+async def test_programs_get_a_register_while_there_is_one(kit: Kit) -> None:
+    kit.agent.user = range(0x2000, 0x3000)
+    for n in range(5):
+        await insert(kit, SOFTWARE, 0x2000 + n)
+    assert [kind for kind, _ in points(kit)] == [Kind.SOFTWARE] + [Kind.HARDWARE] * 4
+    assert "another program may be meant" in (await described(kit))[0x2000]
+
+
 async def test_the_guards_are_left_a_register(kit: Kit) -> None:
     async def patchers() -> list[Gva]:
         return [Gva(0x4000)]
