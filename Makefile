@@ -140,8 +140,9 @@ fuzz: images ## hostile bytes, SECONDS=600 of each kind: by chance, guided by co
 	$(BIN)/python -m tests.fuzz.live $(SECONDS)
 
 .PHONY: soak
-soak: setup ## what make test samples, in full: the agent's interleavings, clients together
-	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/clients/test_together.py
+soak: images ## what make test samples, in full: hours of it, guests under the lab's KVM included
+	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/clients/test_together.py tests/vm/test_killed.py \
+	  tests/lab/test_lab.py
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches (images stay in the user's cache)

@@ -108,13 +108,18 @@ def test_its_kvm_does_what_the_matrix_says(l1: L1) -> None:
     assert ran > 20, done.out
 
 
+@pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour: make soak")
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("lab", ["x86_64"], indirect=True)
 @pytest.mark.parametrize(
     ("tests", "least"),
     [
         ("tests/nested", 4),  # guests that patch and debug themselves
-        ("tests/contract -k 'agent and vCPUs'", 40),  # on two
-        ("tests/gdb/test_demo.py", 3),
+        ("tests/contract -k agent", 90),
+        ("tests/gdb/test_demo.py tests/gdb/test_batch.py", 8),
+        ("tests/gdb/test_watchpoints.py tests/gdb/test_halted.py", 16),
+        ("tests/gdb/test_breakpoints.py tests/gdb/test_stepping.py", 20),
+        ("tests/gdb/test_sessions.py tests/gdb/test_other_monitors.py tests/vm/test_owner.py", 25),
     ],
 )
 def test_guests_are_debugged_under_its_kvm(l1: L1, tests: str, least: int) -> None:
