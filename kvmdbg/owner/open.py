@@ -116,7 +116,12 @@ async def _connect_running(
     if not runtime.is_owned(found.process):
         return None
     control = runtime.owner(found.process).control
-    return await OwnerClient.connect(control, role=role, kind=kind)
+    try:
+        return await OwnerClient.connect(control, role=role, kind=kind)
+    except OwnerError:
+        if runtime.is_owned(found.process):
+            raise
+        return None  # it was killed just now
 
 
 async def _contended(
