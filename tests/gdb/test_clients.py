@@ -67,6 +67,8 @@ async def test_one_drives_and_one_looks(kvmdbg_vm: Vm, booted_gdb: Gdb, looker: 
 async def test_hand_over_and_leaving(kvmdbg_vm: Vm, booted_gdb: Gdb, looker: Gdb) -> None:
     driver = booted_gdb
     await driver.mi("-exec-continue")
+    # gdb says so before it does it: who comes in between has nothing to stop.
+    await vms.wait_state(kvmdbg_vm.status, "running")
     await looker.cli("monitor drive")
     assert (await driver.wait_stopped())["signal-name"] == "SIGINT"
     await driver.wait_console("gdb-2 drives the VM now")
