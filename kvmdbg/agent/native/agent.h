@@ -1,7 +1,8 @@
 // What the agent's files share. The agent runs inside a QEMU process: `entry.c` puts it between
 // QEMU and ioctl(2), `run.c` runs vCPUs, `gate.c` keeps them out of KVM_RUN, `over.c` steps them
-// over breakpoints, `points.c` holds the breakpoints, `memory.c` guest memory, `registers.c`
-// register ioctls, `x86.c` or `arm64.c` what differs, `service.c` the controller's connection,
+// over breakpoints, `points.c` holds the breakpoints, `guard.c` takes them out while the guest
+// patches itself, `clock.c` keeps its TSC still, `memory.c` is guest memory, `registers.c` register
+// ioctls, `x86.c` or `arm64.c` what differs, `service.c` the controller's connection,
 // `requests.c` what it asks for.
 #pragma once
 
