@@ -125,6 +125,10 @@ class BreakpointError(TargetError):
     """A breakpoint or watchpoint was refused."""
 
 
+class ExpressionError(TargetError):
+    """An expression cannot be read, or has no value where it was evaluated."""
+
+
 class NoSuchVcpu(TargetError):
     """There is no vCPU with that index."""
 

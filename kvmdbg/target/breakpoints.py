@@ -6,6 +6,7 @@ client wants it; a client that goes away takes only its own with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import msgspec
 
 from kvmdbg.addr import Gva
 from kvmdbg.errors import BreakpointError
+from kvmdbg.target.expressions import Expression
 
 ClientId = str
 """Names a client of the VM, e.g. ``gdb-1`` or ``api-3``."""
@@ -91,7 +93,7 @@ class BreakpointManager:
 
     def __init__(self, store: BreakpointStore) -> None:
         self._store = store
-        self._owners: dict[BreakpointSpec, set[ClientId]] = {}
+        self._owners: dict[BreakpointSpec, dict[ClientId, Expression | None]] = {}
 
     @property
     def kinds(self) -> frozenset[BreakpointKind]:
@@ -103,26 +105,34 @@ class BreakpointManager:
         """Every inserted breakpoint with the clients that hold it."""
         return {spec: frozenset(clients) for spec, clients in self._owners.items()}
 
-    async def insert(self, client: ClientId, spec: BreakpointSpec) -> None:
-        """Make ``client`` a holder of ``spec``; a second time is no error, as RSP wants it."""
+    def conditions(self, spec: BreakpointSpec) -> Mapping[ClientId, Expression]:
+        """The conditions of ``spec``, of those who hold it under one."""
+        owners = self._owners.get(spec, {})
+        return {client: found for client, found in owners.items() if found is not None}
+
+    async def insert(
+        self, client: ClientId, spec: BreakpointSpec, condition: Expression | None = None
+    ) -> None:
+        """Make ``client`` a holder of ``spec``; a second time is no error, as RSP wants it, and
+        its condition is the one that counts."""
         if spec.kind not in self._store.kinds:
             raise BreakpointError(f"this engine has no {spec.kind.name.lower()} breakpoints")
         owners = self._owners.get(spec)
         if owners is None:
             await self._store.insert(spec)
-            owners = self._owners[spec] = set()
-        owners.add(client)
+            owners = self._owners[spec] = {}
+        owners[client] = condition
 
     async def remove(self, client: ClientId, spec: BreakpointSpec) -> None:
         """``client`` no longer wants ``spec``; not holding it is no error, as RSP wants it."""
         owners = self._owners.get(spec)
         if owners is None or client not in owners:
             return
-        if owners == {client}:
+        if len(owners) == 1:
             await self._store.remove(spec)
             del self._owners[spec]
         else:
-            owners.discard(client)
+            del owners[client]
 
     def is_at(self, address: Gva) -> bool:
         """True if the instruction at ``address`` has a breakpoint."""

@@ -1,14 +1,15 @@
-"""Stepping through a range of addresses, on top of an engine that steps single instructions."""
+"""A run as clients see it, of as many of an engine's as it takes: through a range of addresses, and
+past hits that nobody wants."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from kvmdbg.addr import Gva
 from kvmdbg.target.breakpoints import BreakpointManager
 from kvmdbg.target.capabilities import Engine
-from kvmdbg.target.stops import Paused, ResumePlan, Stepped, Stop
+from kvmdbg.target.stops import Action, Paused, ResumePlan, Stepped, Stop
 
 
 async def run_plan(
@@ -16,16 +17,26 @@ async def run_plan(
     plan: ResumePlan,
     breakpoints: BreakpointManager,
     interrupted: Callable[[], bool],
+    wanted: Callable[[Stop], Awaitable[bool]],
 ) -> Stop:
-    """:meth:`kvmdbg.target.capabilities.Execution.run`, over and over while ``plan.ranges`` say so.
+    """:meth:`kvmdbg.target.capabilities.Execution.run`, over and over while ``plan.ranges`` say so,
+    or a stop is not ``wanted``.
 
-    ``interrupted`` is true from before the engine's interrupt() is called: between two steps that
+    ``interrupted`` is true from before the engine's interrupt() is called: between two runs that
     has nothing to stop.
     """
     while True:
         stop = await engine.execution.run(plan)
-        if not plan.ranges or not await _is_within(engine, plan, stop, breakpoints):
+        if await wanted(stop):
+            goes_on = bool(plan.ranges) and await _is_within(engine, plan, stop, breakpoints)
+        else:
+            step = Stop(stop.vcpu, Stepped())
+            was_step = plan.action(stop.vcpu) is Action.STEP and not engine.arch.watch_before
+            goes_on = not was_step or await _is_within(engine, plan, step, breakpoints)
+            stop = step
+        if not goes_on:
             return stop
+        await asyncio.sleep(0)  # others have their turn, whether the engine ever waits or not
         if interrupted():
             return Stop(stop.vcpu, Paused())
 
@@ -37,7 +48,6 @@ async def _is_within(
     bounds = plan.ranges.get(stop.vcpu)
     if bounds is None or stop.reason != Stepped():
         return False
-    await asyncio.sleep(0)  # others have their turn, whether the engine ever waits or not
     arch = engine.arch
     value = await engine.registers.read_register(stop.vcpu, arch.numbers[arch.pc])
     pc = Gva(int.from_bytes(value or b"", "little"))

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
-from kvmdbg.addr import Gpa, Gva, VcpuIndex
+from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import Architecture
 from kvmdbg.errors import (
+    ExpressionError,
     KvmdbgError,
     NoSuchVcpu,
     NotResumable,
@@ -29,7 +30,9 @@ from kvmdbg.target.breakpoints import (
 )
 from kvmdbg.target.capabilities import Engine, MonitorQuery, RunControl
 from kvmdbg.target.clients import Clients
+from kvmdbg.target.conditions import is_wanted, parse_condition
 from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
+from kvmdbg.target.guest import StoppedGuest
 from kvmdbg.target.history import require_replay, require_unrecorded
 from kvmdbg.target.ranges import run_plan
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
@@ -57,7 +60,7 @@ _RESET_QUIET = 1.0
 _DEBUG_STOPS = (Stepped, BreakpointHit, WatchpointHit)
 
 
-class Vm:
+class Vm(StoppedGuest):
     """One live VM.
 
     ``initial`` says why it is stopped now: engines are opened on a stopped VM.
@@ -222,7 +225,9 @@ class Vm:
 
     async def _run_until_stop(self, plan: ResumePlan) -> None:
         try:
-            stop = await run_plan(self.engine, plan, self.breakpoints, lambda: self._interrupting)
+            stop = await run_plan(
+                self.engine, plan, self.breakpoints, lambda: self._interrupting, self._is_wanted
+            )
             stop = self._refine(stop, await self._state_after(stop))
         except VmGone:
             await self._run_control_gone()
@@ -235,6 +240,13 @@ class Vm:
             self._quiet_stop.set_result(stop)
         else:
             self._settle(stop)
+
+    async def _is_wanted(self, stop: Stop) -> bool:
+        try:
+            return await is_wanted(self.engine, self.breakpoints, stop)
+        except ExpressionError as error:
+            self.notice(str(error))
+            return True
 
     async def _run_control_gone(self) -> None:
         """The engine lost the VM: say how it ended, in the run control's words if they come."""
@@ -365,10 +377,14 @@ class Vm:
 
     # --- the stopped guest -----------------------------------------------------------------------
 
-    async def insert_breakpoint(self, client: ClientId, spec: BreakpointSpec) -> None:
-        """Insert, also while the VM runs. Raises BreakpointError."""
+    async def insert_breakpoint(
+        self, client: ClientId, spec: BreakpointSpec, condition: str | None = None
+    ) -> None:
+        """Insert, also while the VM runs; a hit for which the ``condition`` does not hold is not
+        told. Raises BreakpointError, ExpressionError."""
+        parsed = None if condition is None else parse_condition(condition, self.arch, spec)
         async with self.halted():
-            await self.breakpoints.insert(client, spec)
+            await self.breakpoints.insert(client, spec, parsed)
 
     async def remove_breakpoint(self, client: ClientId, spec: BreakpointSpec) -> None:
         """Remove, also while the VM runs."""
@@ -397,44 +413,6 @@ class Vm:
                     f"the VM has no vCPU {vcpu}: they are 0 to {len(self.engine.vcpus) - 1}"
                 )
             yield
-
-    async def read_block(self, vcpu: VcpuIndex) -> list[bytes | None]:
-        """See :meth:`kvmdbg.target.capabilities.Registers.read_block`."""
-        async with self._stopped(vcpu):
-            return await self.engine.registers.read_block(vcpu)
-
-    async def read_register(self, vcpu: VcpuIndex, number: int) -> bytes | None:
-        """See :meth:`kvmdbg.target.capabilities.Registers.read_register`."""
-        async with self._stopped(vcpu):
-            return await self.engine.registers.read_register(vcpu, number)
-
-    async def write_registers(self, vcpu: VcpuIndex, values: Mapping[int, bytes]) -> None:
-        """See :meth:`kvmdbg.target.capabilities.Registers.write_registers`."""
-        async with self._stopped(vcpu):
-            require_unrecorded(self.engine)
-            await self.engine.registers.write_registers(vcpu, values)
-
-    async def read_memory(self, vcpu: VcpuIndex, address: Gva, length: int) -> bytes:
-        """See :meth:`kvmdbg.target.capabilities.Memory.read`."""
-        async with self._stopped(vcpu):
-            return await self.engine.memory.read(vcpu, address, length)
-
-    async def write_memory(self, vcpu: VcpuIndex, address: Gva, data: bytes) -> None:
-        """See :meth:`kvmdbg.target.capabilities.Memory.write`."""
-        async with self._stopped(vcpu):
-            require_unrecorded(self.engine)
-            await self.engine.memory.write(vcpu, address, data)
-
-    async def read_physical(self, address: Gpa, length: int) -> bytes:
-        """See :meth:`kvmdbg.target.capabilities.PhysicalMemory.read`."""
-        async with self._stopped():
-            return await self.engine.physical.read(address, length)
-
-    async def write_physical(self, address: Gpa, data: bytes) -> None:
-        """See :meth:`kvmdbg.target.capabilities.PhysicalMemory.write`."""
-        async with self._stopped():
-            require_unrecorded(self.engine)
-            await self.engine.physical.write(address, data)
 
     def _require_alive(self) -> None:
         if self._gone is not None:

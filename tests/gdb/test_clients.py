@@ -124,6 +124,13 @@ async def test_what_pwndbg_and_gef_ask_qemu(kvmdbg_vm: Vm, booted_gdb: Gdb, tmp_
     )
     assert "gdb-1/monitor" in await gdb.cli("monitor breakpoints")
     await gdb.cli(f"monitor unwatch {counter:#x}")
+    # The same under a condition: the guest counts by one.
+    before = await gdb.value(f"*(long *){counter:#x}")
+    await gdb.cli(f"monitor watch {counter:#x} 8 w if value % 8 == {(before + 7) % 8}")
+    assert (await gdb.cont())["signal-name"] == "SIGTRAP"
+    assert await gdb.value(f"*(long *){counter:#x}") == before + 7
+    assert f"if value % 8 == {(before + 7) % 8}" in await gdb.cli("monitor breakpoints")
+    await gdb.cli(f"monitor unwatch {counter:#x}")
 
 
 @pytest.mark.kvmdbg(cpus=2)

@@ -20,6 +20,8 @@ monitor drive                   drive the VM from here; whoever did so looks fro
 monitor breakpoints             all in the VM: int3, debug register or why not armed, and whose
 monitor info system-registers   control, segment base, table and debug registers of gdb's thread
 monitor watch ADDR LEN [r|w|rw] stop at accesses to LEN bytes, to writes unless told otherwise
+monitor watch … if EXPR         only where EXPR holds: C's operators, 64 bits unsigned, with $rax,
+                                *ADDR, u8(ADDR) to u64(ADDR), and value, what is watched
 monitor unwatch ADDR            take out what monitor watch put there
 monitor system_reset            reset the machine; it stays stopped
 monitor qmp COMMAND [JSON]      a QMP command with its arguments, and its result
@@ -102,7 +104,11 @@ async def _breakpoints(client: Client, rest: str) -> str:
     for placement, clients in await client.vm.describe_breakpoints():
         hits = "" if placement.hits is None else f", hit {placement.hits} times"
         note = f" ({placement.note})" if placement.note else ""
-        whose = ", ".join(sorted(clients))
+        conditions = client.vm.breakpoints.conditions(placement.spec)
+        whose = ", ".join(
+            f"{name} if {conditions[name].text}" if name in conditions else name
+            for name in sorted(clients)
+        )
         lines.append(f"{placement.spec}: {placement.how}{hits}{note}; {whose}\n")
     return "".join(lines) or NO_BREAKPOINTS
 
@@ -120,13 +126,16 @@ async def _system_registers(client: Client) -> str:
 
 
 async def _watch(client: Client, rest: str) -> str:
-    words = rest.split()
+    place, has_condition, condition = f" {rest} ".partition(" if ")
+    words = place.split()
     if len(words) not in (2, 3) or words[2:] not in ([], *([kind] for kind in _WATCHES)):
-        raise MonitorError("say monitor watch ADDR LEN, and r, w or rw if it is not w")
+        raise MonitorError("say monitor watch ADDR LEN, r, w or rw if it is not w, and if EXPR")
     address, length = _number(words[0]), _number(words[1])
     kind = _WATCHES[words[2] if words[2:] else "w"]
     spec = BreakpointSpec(kind, Gva(address), length)
-    await client.vm.insert_breakpoint(client.monitor_id, spec)
+    await client.vm.insert_breakpoint(
+        client.monitor_id, spec, condition.strip() if has_condition else None
+    )
     return f"{spec}\n"
 
 

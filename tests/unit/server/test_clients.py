@@ -229,7 +229,21 @@ async def test_monitor_watch(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> N
     assert host.fake.engine.breakpoints.specs == set()
 
 
-@pytest.mark.parametrize("line", ["watch", "watch 1", "watch x 1", "watch 1 1 x", "unwatch 77"])
+async def test_monitor_watch_under_a_condition(gdb: RspPeer, host: FakeHost) -> None:
+    host.fake.guest.accesses[Gva(AHEAD)] = Access(BreakpointKind.WRITE, DATA)
+    await gdb.monitor(f"watch {DATA:#x} 1 w if value == 3")
+    assert "; gdb-1/monitor if value == 3\n" in await gdb.monitor("breakpoints")
+    assert (await gdb.ask(b"vCont;c:p1.1")).startswith(b"T05")
+    assert await gdb.ask(b"m%x,1" % DATA) == b"03"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("watch", "watch 1", "watch x 1", "watch 1 1 x", "unwatch 77"),
+        *("watch 1 1 if", "watch 1 1 w if $no", "watch if 1"),
+    ],
+)
 async def test_monitor_watch_says_what_it_wants(gdb: RspPeer, line: str) -> None:
     assert (await gdb.ask(b"qRcmd," + line.encode().hex().encode())).startswith(b"E.")
 
