@@ -66,10 +66,16 @@ _SYSTEM = Feature(
 
 _TABLES = ("gdtr_base", "idtr_base", "ldtr_base", "tr_base")
 _DEBUG = ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7")
+_MSRS = (
+    *("sysenter_cs", "sysenter_esp", "sysenter_eip", "star", "lstar", "cstar", "sfmask"),
+    *("pat", "apic_base", "misc_enable", "tsc", "tsc_aux"),
+)
 
 _ON_DEMAND = Feature(
     "org.kvmdbg.x86.demand",
-    tuple(Register(name, 64, "uint64", "system", Fetch.DEMAND) for name in (*_TABLES, *_DEBUG)),
+    tuple(
+        Register(name, 64, "uint64", "system", Fetch.DEMAND) for name in (*_TABLES, *_DEBUG, *_MSRS)
+    ),
 )
 
 CR0_PG = 1 << 31

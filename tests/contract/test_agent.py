@@ -12,7 +12,7 @@ import pytest
 
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.backend.agent import Abilities, AgentEngine
-from kvmdbg.errors import BreakpointError, VmGone
+from kvmdbg.errors import BreakpointError, RegisterError, VmGone
 from kvmdbg.kvm.x86.registers import get_msrs, get_tsc_khz
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.runstate import VmRunState
@@ -109,6 +109,15 @@ async def test_system_registers(vm: LiveVm, subject: Subject) -> None:
         assert await subject.register("idtr_base", vcpu) == vm.guest.symbols["idt"]
     assert await subject.register("cr3") == 0x1000
     assert await subject.register("efer") & 0x500 == 0x500
+    assert await subject.register("apic_base") & 0xFFFF_F900 == 0xFEE0_0900
+
+
+async def test_msrs_can_be_written_as_far_as_the_processor_takes_them(subject: Subject) -> None:
+    entry = 0xFFFF_8000_0000_1000
+    await subject.set_register("lstar", entry)
+    assert await subject.register("lstar") == entry
+    with pytest.raises(RegisterError, match="lstar cannot be written: KVM_SET_MSRS"):
+        await subject.set_register("lstar", 1 << 62)  # not canonical
 
 
 async def test_what_was_written_is_not_lost_to_qemus_own_copy(vm: LiveVm, subject: Subject) -> None:

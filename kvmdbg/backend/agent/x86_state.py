@@ -2,11 +2,13 @@
 
 KVM keeps a vCPU's state in several structs. A :class:`~.state.Source` is one of them: what it is
 got by, the registers in it, and how it is put back. Layout of the XSAVE area: Intel SDM volume 1,
-13.4.1 and 10.5.1; numbers of the x87 registers: GDB manual, "i386 Features".
+13.4.1 and 10.5.1; numbers of the x87 registers: GDB manual, "i386 Features"; of the MSRs:
+arch/x86/include/asm/msr-index.h.
 """
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,6 +34,23 @@ from kvmdbg.kvm.x86.registers import (
 )
 
 MSR_KERNEL_GS_BASE = 0xC000_0102
+
+MSRS = {
+    "k_gs_base": MSR_KERNEL_GS_BASE,
+    "sysenter_cs": 0x174,
+    "sysenter_esp": 0x175,
+    "sysenter_eip": 0x176,
+    "star": 0xC000_0081,
+    "lstar": 0xC000_0082,
+    "cstar": 0xC000_0083,
+    "sfmask": 0xC000_0084,
+    "pat": 0x277,
+    "apic_base": 0x1B,
+    "misc_enable": 0x1A0,
+    "tsc": 0x10,
+    "tsc_aux": 0xC000_0103,
+}
+"""In this order: what KVM does not know hides those after it, and not every CPU has the last."""
 
 CR0_PE = 1
 RFLAGS_VM = 1 << 17
@@ -88,12 +107,18 @@ def _debug(debugregs: DebugRegs) -> dict[str, int]:
 
 
 def _msrs(msrs: dict[int, int]) -> dict[str, int]:
-    found = msrs.get(MSR_KERNEL_GS_BASE)
-    return {} if found is None else {"k_gs_base": found}
+    return {name: msrs[index] for name, index in MSRS.items() if index in msrs}
 
 
-def _put_msrs(msrs: dict[int, int], changes: Mapping[str, int]) -> Ioctl[int]:
-    return set_msrs({MSR_KERNEL_GS_BASE: changes["k_gs_base"]})
+def _put_msrs(msrs: dict[int, int], changes: Mapping[str, int]) -> Ioctl[None]:
+    """KVM does not call it a failure to have taken fewer than there are."""
+    put = set_msrs({MSRS[name]: value for name, value in changes.items()})
+
+    def decode(result: int, data: bytes) -> None:
+        if put.decode(result, data) < len(changes):
+            raise put.failed(errno.EINVAL)
+
+    return Ioctl(put.name, put.scope, put.argument, decode)
 
 
 # --- x87 and SSE ---------------------------------------------------------------------------------
@@ -177,7 +202,13 @@ SOURCES = (
         frozenset(("gdtr_base", "idtr_base", "ldtr_base", "tr_base")),
     ),
     Source(get_xsave, frozenset((*_FIELDS, "ftag")), _floating, _put_floating),
-    Source(lambda: get_msrs((MSR_KERNEL_GS_BASE,)), frozenset(("k_gs_base",)), _msrs, _put_msrs),
+    Source(
+        lambda: get_msrs(MSRS.values()),
+        frozenset(MSRS) - {"tsc"},
+        _msrs,
+        _put_msrs,
+        frozenset(("tsc",)),  # the agent brings it back to what it was at the stop
+    ),
     Source(
         get_debugregs,
         frozenset(),

@@ -10,6 +10,7 @@ import pytest
 
 from kvmdbg.arch import X86_64
 from kvmdbg.backend.agent import Abilities, AgentEngine
+from kvmdbg.backend.agent.x86_state import MSR_KERNEL_GS_BASE
 from kvmdbg.cstruct import Struct
 from kvmdbg.kvm.x86.registers import (
     DebugRegs,
@@ -22,6 +23,7 @@ from kvmdbg.kvm.x86.registers import (
     get_regs,
     get_sregs,
     get_xsave,
+    set_msrs,
     set_regs,
     set_sregs,
     set_xsave,
@@ -34,6 +36,7 @@ LONG_MODE = replace(
     Sregs.decode(bytes(Sregs.sizeof())), cs=Segment(l=1, selector=8), cr0=0x8000_0001, efer=0x500
 )
 KERNEL_GS_BASE = 0xFFFF_8880_0000_0000
+_ENTRY = 16  # bytes of struct kvm_msr_entry
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Vcpu:
     regs: Regs = field(default_factory=lambda: Regs(rip=CODE))
     sregs: Sregs = LONG_MODE
     xsave: Xsave = field(default_factory=lambda: Xsave((0,) * 1024))
+    msrs: dict[int, int] = field(default_factory=lambda: {MSR_KERNEL_GS_BASE: KERNEL_GS_BASE})
     debugregs: DebugRegs = field(default_factory=lambda: DebugRegs((1, 2, 3, 4), 0xFFFF0FF0, 0x400))
 
 
@@ -71,6 +75,7 @@ class Kit:
                 }[setter].number
                 self.agent.ioctls[number] = self._set(attribute, kind)
         self.agent.ioctls[get_msrs([]).number] = self._get_msrs
+        self.agent.ioctls[set_msrs({}).number] = self._set_msrs
 
     def _get(self, attribute: str) -> Callable[[int, int, bytes], tuple[int, bytes]]:
         return lambda vcpu, argument, data: (0, getattr(self.vcpus[vcpu], attribute).encode())
@@ -85,7 +90,26 @@ class Kit:
         return set_it
 
     def _get_msrs(self, vcpu: int, argument: int, data: bytes) -> tuple[int, bytes]:
-        return 1, data[:16] + struct.pack("<Q", KERNEL_GS_BASE)
+        """As KVM does, up to the first that it does not know."""
+        taken = 0
+        out = bytearray(data)
+        for at in range(8, len(data), _ENTRY):
+            (index,) = struct.unpack_from("<I", data, at)
+            if index not in self.vcpus[vcpu].msrs:
+                break
+            struct.pack_into("<Q", out, at + 8, self.vcpus[vcpu].msrs[index])
+            taken += 1
+        return taken, bytes(out)
+
+    def _set_msrs(self, vcpu: int, argument: int, data: bytes) -> tuple[int, bytes]:
+        taken = 0
+        for at in range(8, len(data), _ENTRY):
+            index, value = struct.unpack_from("<I4xQ", data, at)
+            if index not in self.vcpus[vcpu].msrs:
+                break
+            self.vcpus[vcpu].msrs[index] = value
+            taken += 1
+        return taken, data
 
     async def open(self, abilities: Abilities | None = None) -> AgentEngine:
         self.engine = await AgentEngine.open(

@@ -7,7 +7,7 @@ import pytest
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import X86_64
-from kvmdbg.backend.agent.x86_state import SOURCES
+from kvmdbg.backend.agent.x86_state import MSRS, SOURCES
 from kvmdbg.errors import RegisterError
 from kvmdbg.kvm.x86.registers import Segment, Xsave
 
@@ -83,6 +83,21 @@ async def test_the_tag_word_is_the_full_one(kit: Kit) -> None:
     assert await value(kit, "ftag") == 0b00_11_10_11_11_11_11_01  # and st1, in 0, is zero
     await write(kit, ftag=0xFFFC)
     assert struct.pack("<1024I", *kit.vcpus[0].xsave.region)[4] == 1
+
+
+async def test_msrs_are_there_as_far_as_kvm_knows_them(kit: Kit) -> None:
+    number = X86_64.numbers["lstar"]
+    assert await kit.engine.registers.read_register(ZERO, number) is None
+    with pytest.raises(RegisterError, match=r"lstar cannot be written: KVM_SET_MSRS .*EINVAL"):
+        await write(kit, lstar=0x1000)
+    kit.vcpus[0].msrs |= dict.fromkeys(MSRS.values(), 5)
+    kit.engine.registers.forget()
+    assert await value(kit, "tsc_aux") == 5
+    await write(kit, lstar=0x1000, k_gs_base=7)
+    assert kit.vcpus[0].msrs[MSRS["lstar"]] == 0x1000
+    assert await value(kit, "k_gs_base") == 7
+    with pytest.raises(RegisterError, match="tsc can only be read"):
+        await write(kit, tsc=1)
 
 
 @pytest.mark.parametrize(
