@@ -70,7 +70,8 @@ def _add_client_options(group: argparse._ArgumentGroup) -> None:
         metavar="ADDR",
         action="append",
         default=[],
-        help="serve gdb here too: unix:PATH or tcp:HOST:PORT (loopback only)",
+        help="serve gdb here too: unix:PATH, tcp:HOST:PORT (loopback only), pty: or pty:LINK, "
+        "serial:DEVICE or serial:DEVICE,SPEED",
     )
 
 

@@ -1,4 +1,5 @@
-"""Addresses that the server can listen on: ``unix:PATH`` and ``tcp:HOST:PORT``."""
+"""Addresses that the server can listen on: ``unix:PATH``, ``tcp:HOST:PORT``, ``pty:`` and
+``serial:DEVICE``."""
 
 from __future__ import annotations
 
@@ -34,7 +35,28 @@ class TcpAddress:
         return f"tcp:{host}:{self.port}"
 
 
-Address = UnixAddress | TcpAddress
+@dataclass(frozen=True, slots=True)
+class PtyAddress:
+    """A pseudo-terminal that is made for it; ``path`` leads to it, or is asked for."""
+
+    path: Path | None
+
+    def __str__(self) -> str:
+        return f"pty:{self.path or ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class SerialAddress:
+    """A serial line, at ``speed`` in bits per second, or as it is set up."""
+
+    path: Path
+    speed: int | None = None
+
+    def __str__(self) -> str:
+        return f"serial:{self.path}" + (f",{self.speed}" if self.speed is not None else "")
+
+
+Address = UnixAddress | TcpAddress | PtyAddress | SerialAddress
 
 
 def parse_address(text: str) -> Address:
@@ -45,9 +67,14 @@ def parse_address(text: str) -> Address:
             return _unix(rest)
         case "tcp" if rest:
             return _tcp(text, rest)
+        case "pty":
+            return PtyAddress(Path(rest).absolute() if rest else None)
+        case "serial" if rest:
+            return _serial(text, rest)
         case _:
             raise ListenError(
-                f"cannot listen on {text!r}: use unix:PATH or tcp:HOST:PORT with a loopback HOST"
+                f"cannot listen on {text!r}: use unix:PATH, tcp:HOST:PORT with a loopback HOST, "
+                "pty: or serial:DEVICE"
             )
 
 
@@ -59,6 +86,13 @@ def _unix(text: str) -> UnixAddress:
             "choose a shorter one"
         )
     return UnixAddress(path)
+
+
+def _serial(text: str, rest: str) -> SerialAddress:
+    device, comma, speed = rest.partition(",")
+    if not device or (comma and not (speed.isascii() and speed.isdigit())):
+        raise ListenError(f"cannot listen on {text!r}: use serial:DEVICE or serial:DEVICE,SPEED")
+    return SerialAddress(Path(device).absolute(), int(speed) if comma else None)
 
 
 def _tcp(text: str, rest: str) -> TcpAddress:

@@ -13,7 +13,7 @@ from kvmdbg.errors import RemoteProtocolError
 from kvmdbg.rsp.frame import Garbage
 from kvmdbg.rsp.server.commands import Command
 from kvmdbg.rsp.server.replies import ConsoleOutput, Reply
-from kvmdbg.rsp.server.session import InterruptRequest, ServerSession
+from kvmdbg.rsp.server.session import Anew, InterruptRequest, ServerSession
 from kvmdbg.server.client import PACKET_SIZE
 from kvmdbg.target.events import VmEvent
 from kvmdbg.target.stops import Stop
@@ -46,14 +46,18 @@ class Connection(asyncio.Protocol):
     ``serve`` is run in a task of its own for as long as it wants the connection.
     """
 
-    def __init__(self, serve: Callable[[Connection], Coroutine[None, None, None]]) -> None:
+    def __init__(
+        self, serve: Callable[[Connection], Coroutine[None, None, None]], *, on_line: bool = False
+    ) -> None:
         self._serve = serve
+        self.on_line = on_line
+        """The client is at the other end of a terminal line: nothing tells who it is."""
         self._transport: asyncio.Transport
         self._early: bytearray | None = bytearray()
         """What came before :meth:`start`; None from then on. Pausing is not enough: CPython 3.11.2,
         which Debian 12 has, begins to read after ``connection_made`` whatever that asked for."""
         self._task: asyncio.Task[None]
-        self.rsp = ServerSession(PACKET_SIZE)
+        self.rsp = ServerSession(PACKET_SIZE, on_line=on_line)
         self.inbox: asyncio.Queue[Item] = asyncio.Queue()
 
     @property
@@ -66,6 +70,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.pause_reading()
         self._task = asyncio.create_task(self._run(), name="rsp-client")
+
+    async def wait_served(self) -> None:
+        """Until nobody serves it any more."""
+        await asyncio.wait({self._task})
 
     async def _run(self) -> None:
         try:
@@ -104,10 +112,14 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         for event in events:
-            if isinstance(event, Garbage):
-                log.debug("an RSP client sent %d bytes outside of packets", event.count)
-            else:
-                self.inbox.put_nowait(event)
+            match event:
+                case Garbage(count):
+                    log.debug("an RSP client sent %d bytes outside of packets", count)
+                case Anew():
+                    self.close()
+                    self.inbox.put_nowait(HangUp())
+                case _:
+                    self.inbox.put_nowait(event)
 
     def send(self, reply: Reply | ConsoleOutput) -> None:
         """Answer; what the client sent ahead is dealt with next."""

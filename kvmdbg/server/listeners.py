@@ -10,10 +10,18 @@ import socket
 from pathlib import Path
 
 from kvmdbg.errors import KvmdbgError, ListenError
-from kvmdbg.server.address import Address, TcpAddress, UnixAddress, parse_address
+from kvmdbg.server.address import (
+    Address,
+    PtyAddress,
+    SerialAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+)
 from kvmdbg.server.client import Client
 from kvmdbg.server.connection import Connection
 from kvmdbg.server.host import Host
+from kvmdbg.server.lines import LineServer, open_line
 from kvmdbg.server.peers import admit
 from kvmdbg.server.session import Session
 
@@ -27,18 +35,21 @@ class RspServer:
         self._host = host
         self._numbers = itertools.count(1)
         self._listeners: dict[Address, asyncio.Server] = {}
+        self._lines: dict[Address, LineServer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses that are served."""
-        return tuple(map(str, self._listeners))
+        return tuple(map(str, (*self._listeners, *self._lines)))
 
     async def listen(self, text: str) -> str:
         """Serve one more address, and return it as it came out. Raises ListenError."""
         address = parse_address(text)
-        if address in self._listeners:
+        if address in self._listeners or address in self._lines:
             return str(address)
+        if isinstance(address, PtyAddress | SerialAddress):
+            return self._serve_line(address)
         sock = _bind(address)
         if isinstance(address, TcpAddress):
             address = TcpAddress(address.host, sock.getsockname()[1])
@@ -50,6 +61,17 @@ class RspServer:
         self._listeners[address] = server
         return str(address)
 
+    def _serve_line(self, wanted: PtyAddress | SerialAddress) -> str:
+        line, address = open_line(wanted)
+
+        def gone(reason: str) -> None:
+            del self._lines[address]
+            line.close()
+            self._host.vm.notice(reason)
+
+        self._lines[address] = LineServer(line, self._serve, gone)
+        return str(address)
+
     async def close(self) -> None:
         """Stop listening, and drop every client as if it had hung up."""
         for address, server in self._listeners.items():
@@ -57,9 +79,14 @@ class RspServer:
             if isinstance(address, UnixAddress):
                 address.path.unlink(missing_ok=True)
         self._listeners.clear()
+        for line_server in self._lines.values():
+            line_server.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for line_server in self._lines.values():
+            await line_server.close()
+        self._lines.clear()
 
     def _connection(self) -> Connection:
         return Connection(self._serve)
@@ -69,7 +96,7 @@ class RspServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            pid = await admit(connection.socket)
+            pid = 0 if connection.on_line else await admit(connection.socket)
             client = Client(f"gdb-{next(self._numbers)}", self._host)
             await self._serve_admitted(client, connection, pid)
         except KvmdbgError as error:
@@ -88,7 +115,7 @@ class RspServer:
             self._host.client_left(client.id, orderly=session.orderly)
 
 
-def _bind(address: Address) -> socket.socket:
+def _bind(address: UnixAddress | TcpAddress) -> socket.socket:
     try:
         if isinstance(address, UnixAddress):
             return _bind_unix(address.path)

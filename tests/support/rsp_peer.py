@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
+from kvmdbg.server.linetransport import LineTransport
 from tests.support import naive_rsp
 from tests.support.recording import Recorded, new_log
 
@@ -30,6 +31,16 @@ class RspPeer:
     @classmethod
     async def tcp(cls, host: str, port: int) -> RspPeer:
         return cls(*await asyncio.open_connection(host, port, limit=_LIMIT))
+
+    @classmethod
+    async def line(cls, fd: int) -> RspPeer:
+        """Over a nonblocking terminal, which stays open when the peer is closed."""
+        reader = asyncio.StreamReader(limit=_LIMIT)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport = LineTransport(fd, protocol)
+        transport.resume_reading()
+        loop = asyncio.get_running_loop()
+        return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)

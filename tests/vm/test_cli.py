@@ -106,7 +106,8 @@ async def test_an_unknown_pid() -> None:
         (("--listen", "tcp:0.0.0.0:0"), "only loopback is allowed"),
         (("--listen", "tcp:example.org:1"), "is no IP address"),
         (("--listen", "tcp:127.0.0.1:http"), "is no TCP port"),
-        (("--listen", "carrier-pigeon"), "use unix:PATH or tcp:HOST:PORT"),
+        (("--listen", "serial:/dev/null,fast"), "use serial:DEVICE or serial:DEVICE,SPEED"),
+        (("--listen", "carrier-pigeon"), "use unix:PATH, tcp:HOST:PORT"),
     ],
 )
 async def test_what_cannot_be_is_refused_and_boots_nothing(

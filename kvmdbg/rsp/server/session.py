@@ -46,15 +46,24 @@ class InterruptRequest:
     """Ctrl-C while the target runs."""
 
 
-Event = Command | InterruptRequest | frame.Garbage
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """On a line that knows no hang-up another client has begun, and this conversation is over;
+    the next one begins with :attr:`ServerSession.greeting`."""
+
+
+Event = Command | InterruptRequest | frame.Garbage | Anew
+
+_GREETINGS = (b"qSupported", b"QStartNoAckMode")
+"""What clients send once, at the beginning."""
 
 _COMMANDS = (frame.Packet, frame.BadPacket, frame.BadChecksum)
 
 
 class ServerSession:
-    """The server's side of one connection."""
+    """The server's side of one connection, or of one conversation ``on_line`` of many."""
 
-    def __init__(self, max_packet: int = frame.MAX_PACKET) -> None:
+    def __init__(self, max_packet: int = frame.MAX_PACKET, *, on_line: bool = False) -> None:
         self._decoder = frame.Decoder(frame.Role.SERVER, max_packet)
         self._conversation = StateMachine(SESSION, SessionState.IDLE)
         self._acks = StateMachine(ACKS, AckState.ON)
@@ -63,6 +72,11 @@ class ServerSession:
         self._last_packet = b""
         self._resends = 0
         self._out = bytearray()
+        self._on_line = on_line
+        self._greeted: set[bytes] = set()
+        self._last_payload = b""
+        self.greeting = b""
+        """On a line: the bytes by which another client has begun."""
         self.negotiated = Negotiated()
 
     @property
@@ -81,7 +95,10 @@ class ServerSession:
 
         Raises RemoteProtocolError when going on makes no sense.
         """
-        self._waiting += self._decoder.feed(data)
+        frames = self._decoder.feed(data)
+        if self._on_line and self._begins_anew(frames):
+            return [Anew()]
+        self._waiting += frames
         if len(self._waiting) > MAX_WAITING:
             raise RemoteProtocolError(f"it sent {MAX_WAITING} packets without awaiting a reply")
         events: list[Event] = []
@@ -92,6 +109,20 @@ class ServerSession:
             if isinstance(event, Command | InterruptRequest):
                 break
         return events
+
+    def _begins_anew(self, frames: list[frame.FrameEvent]) -> bool:
+        """A greeting for the second time, which is no mere repetition of one without an answer."""
+        for found in frames:
+            if not isinstance(found, frame.Packet):
+                continue
+            kind = found.payload.partition(b":")[0]
+            if kind in self._greeted and found.payload != self._last_payload:
+                self.greeting = frame.encode_packet(found.payload)
+                return True
+            if kind in _GREETINGS:
+                self._greeted.add(kind)
+            self._last_payload = found.payload
+        return False
 
     def _next(self) -> frame.FrameEvent | None:
         """Whose turn it is. While the target runs, Ctrl-C overtakes the commands that wait for the

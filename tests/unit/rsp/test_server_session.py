@@ -17,6 +17,7 @@ from kvmdbg.rsp.server.replies import ConsoleOutput, Error, Memory, Ok, Supporte
 from kvmdbg.rsp.server.session import (
     MAX_RESENDS,
     MAX_WAITING,
+    Anew,
     Event,
     InterruptRequest,
     ServerSession,
@@ -296,3 +297,52 @@ def test_any_split_of_a_conversation_has_the_same_outcome(stream: bytes, cuts: l
 
     assert pieces.events == whole.events
     assert pieces.output == whole.output
+
+
+# --- lines that know no hang-up ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        (b"qSupported:a+", b"QStartNoAckMode", b"g"),
+        (b"QStartNoAckMode", b"qSupported:a+", b"g"),
+        (b"qSupported:a+", b"g"),
+    ],
+)
+@pytest.mark.parametrize("greeting", [b"qSupported:a+", b"qSupported:xmlRegisters=i386"])
+def test_on_a_line_another_client_is_known_by_its_greeting(
+    first: tuple[bytes, ...], greeting: bytes
+) -> None:
+    session = ServerSession(on_line=True)
+    for payload in first:
+        (command,) = session.receive_data(wire(payload))
+        reply = SupportedFeatures(frozenset(), 4096) if isinstance(command, Supported) else Ok()
+        session.send(reply)
+    assert session.receive_data(b"+" + wire(greeting)) == [Anew()]
+    assert session.greeting == wire(greeting)
+
+
+def test_on_a_line_a_greeting_counts_while_the_target_runs() -> None:
+    session = ServerSession(on_line=True)
+    session.receive_data(wire(b"QStartNoAckMode"))
+    session.send(Ok())
+    session.receive_data(wire(b"vCont;c"))
+    session.resume()
+    assert session.receive_data(wire(b"g")) == []
+    assert session.receive_data(wire(b"QStartNoAckMode")) == [Anew()]
+
+
+def test_on_a_line_a_greeting_sent_twice_is_one_client_s() -> None:
+    session = ServerSession(on_line=True)
+    for _ in range(2):
+        (command,) = session.receive_data(wire(b"qSupported:a+"))
+        assert isinstance(command, Supported)
+        session.send(SupportedFeatures(frozenset(), 4096))
+
+
+def test_elsewhere_a_client_may_greet_as_often_as_it_likes() -> None:
+    session = ServerSession()
+    for payload in (b"qSupported:a+", b"g", b"qSupported:a+"):
+        assert session.receive_data(wire(payload)) != [Anew()]
+        session.send(SupportedFeatures(frozenset(), 4096) if payload != b"g" else Ok())

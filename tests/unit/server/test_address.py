@@ -18,6 +18,11 @@ from kvmdbg.server.address import UnixAddress, parse_address
         ("tcp:localhost:1", "tcp:127.0.0.1:1"),
         ("tcp:[::1]:65535", "tcp:[::1]:65535"),
         ("tcp:::1:80", "tcp:[::1]:80"),
+        ("pty", "pty:"),
+        ("pty:", "pty:"),
+        ("pty:/run/line", "pty:/run/line"),
+        ("serial:/dev/ttyS0", "serial:/dev/ttyS0"),
+        ("serial:/dev/ttyUSB1,115200", "serial:/dev/ttyUSB1,115200"),
     ],
 )
 def test_good(text: str, meaning: str) -> None:
@@ -31,9 +36,12 @@ def test_relative_paths_are_made_absolute() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "use unix:PATH or tcp:"),
+        ("", "use unix:PATH, tcp:"),
         ("unix:", "use unix:PATH"),
-        ("serial:/dev/ttyS0", "use unix:PATH"),
+        ("serial:", "or serial:DEVICE"),
+        ("serial:/dev/ttyS0,", "or serial:DEVICE,SPEED"),
+        ("serial:/dev/ttyS0,fast", "serial:DEVICE,SPEED"),
+        ("serial:,9600", "serial:DEVICE,SPEED"),
         (":1234", "use unix:PATH"),
         ("tcp:1234", "no IP address"),
         ("tcp:127.0.0.1:", "no TCP port"),
