@@ -24,6 +24,7 @@ from qemu.qmp import (
     Runstate,
     StateError,
 )
+from qemu.qmp.qmp_client import NegotiationError
 
 from kvmdbg.errors import MonitorError, VmGone
 
@@ -52,13 +53,17 @@ class QmpConnection:
     def __init__(self, address: str) -> None:
         self.version = (0, 0, 0)
         self._address = address.replace("\0", "@")
-        self._client = QMPClient()
         self._on_event: Callable[[QmpEvent], None] = _ignore
-        # A filter sees each event as it is read, before any later reply: order is kept, and
-        # since it takes none, the library's queue and history stay empty.
-        self._client.events.event_filter = self._deliver
+        self._client = self._new_client()
         self._hang_up = asyncio.Event()
         self._closed: asyncio.Task[None] | None = None
+
+    def _new_client(self) -> QMPClient:
+        client = QMPClient()
+        # A filter sees each event as it is read, before any later reply: order is kept, and
+        # since it takes none, the library's queue and history stay empty.
+        client.events.event_filter = self._deliver
+        return client
 
     @classmethod
     async def connect(cls, path: Path | str, timeout: float = CONNECT_TIMEOUT) -> QmpConnection:
@@ -73,7 +78,8 @@ class QmpConnection:
     async def _connect(self, path: str, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
-                await self._client.connect(path)
+                while not await self._negotiate(path):
+                    self._client = self._new_client()
         except TimeoutError:
             raise MonitorError(
                 f"the monitor {self._address} did not greet within {timeout:g} s: another client "
@@ -90,6 +96,18 @@ class QmpConnection:
         version = cast(Mapping[str, Mapping[str, int]], greeting.QMP.version)["qemu"]
         self.version = (version["major"], version["minor"], version["micro"])
         self._closed = asyncio.create_task(self._watch(), name="qmp-watch")
+
+    async def _negotiate(self, path: str) -> bool:
+        """False where an event came between the greeting and the answer to ``qmp_capabilities``,
+        as QEMU sends it from then on: qemu.qmp (0.0.6) takes that for the answer, and gives up."""
+        try:
+            await self._client.connect(path)
+        except ConnectError as error:
+            cause = error.exc
+            if isinstance(cause, NegotiationError) and isinstance(cause.exc, AssertionError):
+                return False
+            raise
+        return True
 
     def on_event(self, callback: Callable[[QmpEvent], None]) -> None:
         """Call ``callback`` for every event from now on, in order, as it is read.

@@ -185,6 +185,11 @@ def encode_packet(payload: bytes, *, run_lengths: bool = False) -> bytes:
     return b"$%b#%02x" % (raw, checksum(raw))
 
 
+def encode_notification(payload: bytes) -> bytes:
+    """The notification that carries ``payload``; it is never acknowledged, nor sent again."""
+    return b"%%%b" % encode_packet(payload)[1:]
+
+
 _SPECIAL = re.compile(rb"[#$}*]")
 _ESCAPED = re.compile(rb"\}(.?)", re.DOTALL)
 # A run that begins with the second byte of an escape is left alone: peers differ in whether they

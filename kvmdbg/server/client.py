@@ -13,6 +13,7 @@ from kvmdbg.rsp.server.replies import Reply
 from kvmdbg.rsp.threadid import ALL, ThreadSpec
 from kvmdbg.server.host import Host
 from kvmdbg.target.breakpoints import ClientId
+from kvmdbg.target.nonstop import NonStop
 from kvmdbg.target.stops import Stop
 from kvmdbg.target.vm import Vm
 
@@ -87,6 +88,10 @@ class Client:
     """It has read the target description: until then, registers are in the classic layout."""
     files: dict[int, Path] = field(default_factory=dict)
     """Files that it has open."""
+    non_stop: NonStop | None = None
+    """It has threads run and stop each for itself."""
+    non_stop_wanted: bool = False
+    """It said so, and may have detached since."""
     former_step_mode: int | None = None
     """The step mode before this client set one."""
 
@@ -119,8 +124,15 @@ class Client:
 
     async def release(self) -> None:
         """Take out all its breakpoints and let the VM run on, unless others hold it."""
+        await self.leave_non_stop()
         await self.vm.drop_breakpoints(self.monitor_id)
         await self.vm.release(self.id, resume=True)
+
+    async def leave_non_stop(self) -> None:
+        """All threads stop together again."""
+        non_stop, self.non_stop = self.non_stop, None
+        if non_stop is not None:
+            await non_stop.end()
 
     def has(self, feature: str) -> bool:
         """True if it announced ``feature+``."""

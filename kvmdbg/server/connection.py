@@ -14,6 +14,7 @@ from kvmdbg.rsp.frame import Garbage
 from kvmdbg.rsp.server.commands import Command
 from kvmdbg.rsp.server.replies import ConsoleOutput, Reply
 from kvmdbg.rsp.server.session import Anew, InterruptRequest, ServerSession
+from kvmdbg.rsp.stops import StopReply
 from kvmdbg.server.client import PACKET_SIZE
 from kvmdbg.target.events import VmEvent
 from kvmdbg.target.stops import Stop
@@ -30,13 +31,18 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """The client has had time to find its bearings after it connected."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lasting:
     """A while ago the VM stopped like this, and may still be."""
 
     stop: Stop
 
 
-Item = Command | InterruptRequest | VmEvent | Lasting | HangUp
+Item = Command | InterruptRequest | VmEvent | Lasting | Ready | HangUp
 """What a client's task has to deal with, in order of arrival."""
 
 
@@ -125,6 +131,10 @@ class Connection(asyncio.Protocol):
         """Answer; what the client sent ahead is dealt with next."""
         self._write(self.rsp.send(reply))
         self._receive(b"")
+
+    def notify(self, stop: StopReply) -> None:
+        """Tell of a stop, in non-stop mode."""
+        self._write(self.rsp.notify(stop))
 
     def running(self) -> None:
         """The command was accepted, and its reply will be a stop reply."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.errors import RegisterError
 from kvmdbg.rsp.stops import (
     SIGNAL_INT,
     SIGNAL_KILL,
+    SIGNAL_NONE,
     SIGNAL_TRAP,
     Cause,
     Exited,
@@ -55,12 +57,22 @@ async def tell_stop(client: Client, stop: Stop) -> StopReply:
     another hit.
     """
     told = stop if client.pretends is None else Stop(client.pretends, Stepped())
-    reply = await _stop_reply(client.vm, told, client.id)
+    reply = await _stop_reply(client.vm, told, client.id, client.vm.hit)
     client.shown(stop)
     return reply
 
 
-async def _stop_reply(vm: Vm, stop: Stop, client: ClientId) -> Stopped:
+async def nonstop_reply(
+    client: Client, stop: Stop, hit: Mapping[BreakpointSpec, frozenset[ClientId]]
+) -> StopReply:
+    """The stop reply for a vCPU that stopped by itself; one that was asked to has no signal."""
+    reply = await _stop_reply(client.vm, stop, client.id, hit)
+    return replace(reply, signal=SIGNAL_NONE) if stop.reason == Paused() else reply
+
+
+async def _stop_reply(
+    vm: Vm, stop: Stop, client: ClientId, found: Mapping[BreakpointSpec, frozenset[ClientId]]
+) -> Stopped:
     """The stop reply for ``stop``, with the registers that gdb asks for first.
 
     What a client did not insert is a mere SIGTRAP to it: gdb takes a hit that it cannot explain for
@@ -68,7 +80,6 @@ async def _stop_reply(vm: Vm, stop: Stop, client: ClientId) -> Stopped:
     """
     thread = spec_of(stop.vcpu)
     registers = await _expedited(vm, stop.vcpu)
-    found = vm.hit
     own = [spec for spec, owners in found.items() if client in owners]
     match stop.reason:
         case BreakpointHit(kind) if own or not found:

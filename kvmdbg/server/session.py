@@ -10,18 +10,19 @@ import logging
 from collections import deque
 
 from kvmdbg.errors import KvmdbgError, RemoteProtocolError, VmGone, VmRunning
-from kvmdbg.rsp.server.commands import Command, MalformedCommand
+from kvmdbg.rsp.server.commands import Command, MalformedCommand, files, resume, xfer
 from kvmdbg.rsp.server.commands.monitor import Monitor
 from kvmdbg.rsp.server.replies import ConsoleOutput, Ok, Reply
 from kvmdbg.rsp.server.session import InterruptRequest
 from kvmdbg.rsp.server.states import SessionState
 from kvmdbg.server.client import Client, Goodbye, Outcome, Printed, Running, Silent
-from kvmdbg.server.connection import Connection, HangUp, Item, Lasting
+from kvmdbg.server.connection import Connection, HangUp, Item, Lasting, Ready
 from kvmdbg.server.failures import error_reply, is_worth_telling
 from kvmdbg.server.handlers.stepping import restore_step_mode
-from kvmdbg.server.report import end_reply, explain, tell_stop
+from kvmdbg.server.report import end_reply, explain, nonstop_reply, tell_stop
 from kvmdbg.server.table import execute
 from kvmdbg.target.events import Gone, Notice, Stopped
+from kvmdbg.target.nonstop import NonStop
 from kvmdbg.target.stops import Paused, Stepped, Stop
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,17 @@ _MAX_NOTICES = 100
 
 _PASSING = 0.2
 """Seconds that a step has to last to be shown to those who look."""
+
+_BEARINGS = 3.0
+"""Seconds from the answer to ``?`` in non-stop mode to the stops of other threads, for a client
+that asks for nothing else. One that comes while gdb (13 to 18) still waits for the first makes it
+fail an assertion, in remote_target::wait."""
+
+_CONNECTING = (
+    *(resume.StopReasonQuery, resume.NextStop, xfer.ReadObject),
+    *(files.SetFilesystem, files.OpenFile, files.FileStatus, files.ReadFile, files.CloseFile),
+)
+"""What gdb asks for before that wait is over; the next is about the thread that has stopped."""
 
 _OUTPUT_PIECE = 2000
 """Characters of console output per packet: any client can take that."""
@@ -45,6 +57,7 @@ class Session:
         self._notices: deque[str] = deque(maxlen=_MAX_NOTICES)
         self._over = False
         self._kill = False
+        self._is_connecting = False
         self.orderly = False
 
     async def run(self) -> None:
@@ -77,8 +90,16 @@ class Session:
         match item:
             case Command():
                 self._answer(await self._execute(item))
+                if self._client.non_stop is not None and not isinstance(item, _CONNECTING):
+                    self._client.non_stop.is_ready()
+                await self._notify()
             case InterruptRequest():
                 await self._interrupt()
+            case Ready() if self._client.non_stop is not None:
+                self._client.non_stop.is_ready()
+                await self._notify()
+            case Stopped() if self._client.non_stop is not None:
+                await self._go_on_without(self._client.non_stop)
             case Stopped(stop) if self._client.waits and stop.reason == Stepped():
                 self._report_if_it_lasts(stop)
             case Stopped(stop) | Lasting(stop):
@@ -90,6 +111,8 @@ class Session:
                 self._tell(f"the VM has ended: {text}")
                 if self._is_running:
                     self._connection.send(end_reply(item))
+                elif self._client.non_stop is not None:
+                    self._connection.notify(end_reply(item))
                 self._over = self.orderly = True
             case HangUp():
                 self._over = True
@@ -167,6 +190,40 @@ class Session:
         if was_stopped and not self._client.drives and stop is not None:
             await self._report(Stop(stop.vcpu, Paused()))
             self._client.seen = stop
+
+    async def _go_on_without(self, non_stop: NonStop) -> None:
+        """A vCPU has stopped, or all of them; tell while the VM is stopped, which is quicker."""
+        try:
+            non_stop.take()
+            await self._notify()
+            await non_stop.update()
+            await self._notify()
+        except KvmdbgError as error:
+            self._tell(str(error))
+
+    async def _notify(self) -> None:
+        """In non-stop mode: begin to tell what is untold; the client asks for the rest of it."""
+        non_stop = self._client.non_stop
+        if non_stop is None or non_stop.telling:
+            return
+        if non_stop.for_later:
+            if not self._is_connecting:
+                self._is_connecting = True
+                put = self._connection.inbox.put_nowait
+                asyncio.get_running_loop().call_later(_BEARINGS, put, Ready())
+            return
+        self._is_connecting = False
+        if not non_stop.untold:
+            return
+        if self._connection.rsp.state is SessionState.CLOSED:
+            return
+        non_stop.telling = True
+        first = non_stop.untold[0]
+        try:
+            reply = await nonstop_reply(self._client, first.stop, first.hit)
+        except VmGone:
+            return  # the inbox says so
+        self._connection.notify(reply)
 
     async def _stop_vm(self) -> None:
         """Stop the VM; who drives it is told why."""

@@ -31,6 +31,7 @@ from kvmdbg.server.handlers import files as on_files
 from kvmdbg.server.handlers import lldb as on_lldb
 from kvmdbg.server.handlers import memory as on_memory
 from kvmdbg.server.handlers import monitor as on_monitor
+from kvmdbg.server.handlers import nonstop as on_nonstop
 from kvmdbg.server.handlers import objects as on_objects
 from kvmdbg.server.handlers import registers as on_registers
 from kvmdbg.server.handlers import resume as on_resume
@@ -153,7 +154,7 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(session.Detach, _execution, on_session.detach),
     Entry(session.Kill, _always, on_session.kill),
     Entry(session.Restart, _always, on_session.restart),
-    Entry(session.NonStop, _always, on_session.non_stop, ("QNonStop",)),
+    Entry(session.NonStop, _execution, on_nonstop.set_mode, ("QNonStop",)),
     Entry(session.CatchSyscalls, _always, on_session.catch_syscalls, ("QCatchSyscalls",)),
     # threads
     Entry(threads.SelectThread, _always, on_threads.select, ("multiprocess",)),
@@ -181,6 +182,8 @@ TABLE: tuple[Entry[Any], ...] = (
     Entry(resume.VContQuery, _execution, on_resume.vcont_actions, ("vContSupported",)),
     Entry(resume.VCont, _execution, on_resume.vcont),
     Entry(resume.ResumeThread, _execution, on_resume.resume_thread),
+    Entry(resume.NextStop, _execution, on_nonstop.next_stop),
+    Entry(resume.StopAll, _execution, on_nonstop.stop_all),
     Entry(
         resume.RunBack,
         _execution,

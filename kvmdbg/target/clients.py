@@ -14,6 +14,8 @@ class Clients:
         self._holders: set[ClientId] = set()
         self.driver: ClientId | None = None
         """The one client that may resume and change the VM; None: whoever does so first."""
+        self.alone: ClientId | None = None
+        """It drives in non-stop mode, and could not tell what others make the vCPUs do."""
 
     @property
     def holders(self) -> frozenset[ClientId]:
@@ -44,7 +46,12 @@ class Clients:
             self.driver = client
 
     def take_over(self, client: ClientId) -> None:
-        """``client`` drives, whoever did; that one looks from now on."""
+        """``client`` drives, whoever did; that one looks from now on. Raises Busy."""
+        if self.alone not in (None, client):
+            raise Busy(
+                f"{self.alone} drives the VM {self._vm} in non-stop mode, which cannot be taken "
+                "over: detach it there first"
+            )
         self.hold(client)
         self.driver = client
 

@@ -37,6 +37,7 @@ from kvmdbg.target.history import require_replay, require_unrecorded
 from kvmdbg.target.ranges import run_plan
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
+    Action,
     BreakpointHit,
     Frozen,
     Halted,
@@ -52,6 +53,10 @@ from kvmdbg.target.stops import (
 
 STOP_TIMEOUT = 15.0
 """Seconds that a VM may take to stop: generous, a host under load is no error."""
+
+SLICE = 0.005
+"""Seconds that a VM runs at least before it is stopped to look at a vCPU that is held: who asks
+again and again must not keep the others from running."""
 
 _RESET_QUIET = 1.0
 """Seconds within which a second RESET is the same one (QEMU announces some twice)."""
@@ -83,12 +88,16 @@ class Vm(StoppedGuest):
         self._stop: Stop | None = initial
         self.hit: Mapping[BreakpointSpec, frozenset[ClientId]] = {}
         """What was hit last, with who held it then: gdb takes its own out when it is told."""
+        self.apart = False
+        """vCPUs run and stop each for itself: one that is held while others run can be looked at
+        as if the VM were stopped."""
         self._gone: Gone | None = None
         self._plan = ResumePlan()
         self._run: asyncio.Task[None] | None = None
         self._quiet_stop: asyncio.Future[Stop] | None = None
         self._interrupting = False
         self._retired = False
+        self._slice_end = 0.0
         self._last_reset = -_RESET_QUIET
         self._lock = asyncio.Lock()
         self._subscribers: list[Callable[[VmEvent], None]] = []
@@ -188,6 +197,11 @@ class Vm(StoppedGuest):
                     else:
                         self._settle(stop)
 
+    async def revise(self, plan: ResumePlan) -> None:
+        """From now on a VM that runs does what ``plan`` says; one that has stopped stays so."""
+        async with self.halted():
+            self._plan = plan
+
     async def reset(self) -> None:
         """Reset the machine; it stays stopped or running as it was."""
         self._require_alive()
@@ -201,6 +215,7 @@ class Vm(StoppedGuest):
 
     async def _start(self, plan: ResumePlan) -> None:
         self._plan = plan
+        self._slice_end = asyncio.get_running_loop().time() + SLICE
         self._run = asyncio.create_task(self._run_until_stop(plan), name="vm-run")
         await asyncio.sleep(
             0
@@ -406,6 +421,11 @@ class Vm(StoppedGuest):
 
     @asynccontextmanager
     async def _stopped(self, vcpu: VcpuIndex | None = None) -> AsyncIterator[None]:
+        if self.apart and (vcpu is None or self._plan.action(vcpu) is Action.HOLD):
+            await asyncio.sleep(self._slice_end - asyncio.get_running_loop().time())
+            async with self.halted():
+                yield
+            return
         async with self._lock:
             self._require_stopped()
             if vcpu is not None and vcpu not in self.engine.vcpus:

@@ -99,6 +99,18 @@ async def test_every_packet(kvmdbg_vm: Vm, peer: RspPeer) -> None:
         await peer.send(packet)
         peer.interrupt()
         assert (await peer.receive()).startswith(b"T02"), packet
+    # Threads one by one.
+    assert await peer.ask(b"QNonStop:1") == b"OK"
+    assert (await peer.ask(b"?")).startswith(b"T")
+    assert await peer.ask(b"vStopped") == b"OK"
+    assert b"thread:p1.2;" in await peer.notified()
+    assert await peer.ask(b"vStopped") == b"OK"
+    assert await peer.ask(b"vCont;c") == b"OK"
+    assert await peer.ask(b"vCtrlC") == b"OK"
+    assert (await peer.notified()).startswith(b"Stop:T00")
+    assert (await peer.ask(b"vStopped")).startswith(b"T00")
+    assert await peer.ask(b"vStopped") == b"OK"
+    assert await peer.ask(b"QNonStop:0") == b"OK"
     # The process: detached from, attached to, killed, restarted, killed for good.
     assert await peer.ask(b"D;1") == b"OK"
     assert (await peer.ask(b"vAttach;1")).startswith(b"T02")

@@ -75,10 +75,11 @@ async def test_a_value_of_the_wrong_size_is_refused(subject: Subject) -> None:
 
 
 async def test_a_system_register_may_be_there_to_read_only(subject: Subject) -> None:
-    number = len(subject.engine.arch.registers) - 1
+    arch = subject.engine.arch
+    number = arch.numbers.get("dr7", len(arch.registers) - 1)
     value = await subject.engine.registers.read_register(BOOT, number)
     assert value is not None
-    assert len(value) == subject.engine.arch.registers[number].size
+    assert len(value) == arch.registers[number].size
     changed = bytes(byte ^ 0xFF for byte in value)
     with pytest.raises(RegisterError):
         await subject.engine.registers.write_registers(BOOT, {number: changed})
@@ -222,6 +223,23 @@ async def test_a_hit_that_was_held_is_stepped_over_later(subject: Subject) -> No
         await subject.run(ResumePlan.step(vcpu))
     assert await subject.pc() == subject.load
     await subject.run()
+    assert await subject.count() == count + 1
+
+
+async def test_a_vcpu_that_is_held_stays_put_while_others_run(subject: Subject) -> None:
+    """For as long as it takes, and however often the VM is stopped for a look at it."""
+    spec = BreakpointSpec(BreakpointKind.SOFTWARE, subject.load)
+    await subject.engine.breakpoints.insert(spec)
+    hit = Stop(BOOT, BreakpointHit(BreakpointKind.SOFTWARE, subject.load))
+    assert await subject.run() == hit
+    count = await subject.count()
+    held = ResumePlan({BOOT: Action.HOLD})
+    for _ in range(10 if others(subject) else 0):
+        stop = await interrupted(subject, after=0.02, plan=held)
+        assert stop.reason == Paused()
+        assert await subject.pc() == subject.load
+        assert await subject.count() == count
+    assert await subject.run() == hit
     assert await subject.count() == count + 1
 
 

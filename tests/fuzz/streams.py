@@ -40,6 +40,7 @@ REQUESTS = [
         b"M1000,2:beef", b"qAttached:1", b"qTStatus", b"qOffsets", b"vCont;C05:p1.1;t", b"k",
         b"QCatchSyscalls:1;1;2", b"QThreadEvents:1", b"qXfer:threads:read::0,40", b"R00", b"!",
         b"qHostInfo", b"qProcessInfo", b"QEnableErrorStrings", b"qWatchpointSupportInfo:",
+        b"vStopped", b"vCtrlC", b"vCont;t", b"vCont;c:p1.2", b"QNonStop:0",
     )
 ]  # fmt: skip
 REPLIES = [

@@ -76,6 +76,7 @@ async def test_monitor_shows_qemus_own_answers(kvmdbg_vm: Vm, booted_gdb: Gdb) -
 async def test_a_foreign_quit_is_an_exit(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:
     gdb = booted_gdb
     await gdb.mi("-exec-continue")
+    await vms.wait_state(kvmdbg_vm.status, "running")
     async with vms.monitor(kvmdbg_vm.status) as qmp:
         await qmp.execute("quit")
         stop = await gdb.wait_stopped()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -144,11 +143,3 @@ async def test_what_no_event_comes_of(kvmdbg_vm: Vm, any_gdb: Gdb) -> None:
     in_words = await any_gdb.value("$_gdb_major") >= 17
     assert refused.startswith("E.system calls are not caught" if in_words else "E5f")
     assert (await any_gdb.stepi())["reason"] == "end-stepping-range"
-
-
-@pytest.mark.parametrize("program", ["gdb", GDB_18], ids=["debian", "18"])
-async def test_non_stop_is_refused_in_words(kvmdbg_vm: Vm, program: Path | str) -> None:
-    async with start_gdb(None, gdb=program) as gdb:
-        await gdb.cli("set non-stop on")
-        with pytest.raises(GdbError, match="the engine stub stops all vCPUs or none"):
-            await gdb.mi(f"-target-select remote {kvmdbg_vm.status.gdb_socket}")

@@ -108,7 +108,9 @@ def test_its_kvm_does_what_the_matrix_says(l1: L1) -> None:
     assert ran > 20, done.out
 
 
-@pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour: make soak")
+soak = pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour: make soak")
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("lab", ["x86_64"], indirect=True)
 @pytest.mark.parametrize(
@@ -116,10 +118,14 @@ def test_its_kvm_does_what_the_matrix_says(l1: L1) -> None:
     [
         ("tests/nested", 4),  # guests that patch and debug themselves
         ("tests/contract -k agent", 90),
-        ("tests/gdb/test_demo.py tests/gdb/test_batch.py", 8),
-        ("tests/gdb/test_watchpoints.py tests/gdb/test_halted.py", 16),
-        ("tests/gdb/test_breakpoints.py tests/gdb/test_stepping.py", 20),
-        ("tests/gdb/test_sessions.py tests/gdb/test_other_monitors.py tests/vm/test_owner.py", 25),
+        pytest.param("tests/agent/test_late.py", 15, marks=soak),
+        pytest.param("tests/gdb/test_demo.py tests/gdb/test_batch.py", 8, marks=soak),
+        pytest.param("tests/gdb/test_watchpoints.py tests/gdb/test_halted.py", 16, marks=soak),
+        pytest.param("tests/gdb/test_breakpoints.py tests/gdb/test_stepping.py", 20, marks=soak),
+        pytest.param(
+            "tests/gdb/test_nonstop.py tests/gdb/test_sessions.py -k 'not 18'", 10, marks=soak
+        ),
+        pytest.param("tests/gdb/test_other_monitors.py tests/vm/test_owner.py", 20, marks=soak),
     ],
 )
 def test_guests_are_debugged_under_its_kvm(l1: L1, tests: str, least: int) -> None:

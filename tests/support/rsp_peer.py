@@ -23,6 +23,8 @@ class RspPeer:
         self._acks = True
         self._log = new_log(Recorded.RAW)
         self.console = b""
+        self.notifications: list[bytes] = []
+        """What came that nobody asked for, and :meth:`notified` has not taken."""
 
     @classmethod
     async def unix(cls, path: Path) -> RspPeer:
@@ -58,6 +60,9 @@ class RspPeer:
         async with asyncio.timeout(TIMEOUT):
             while True:
                 wire = await self._reader.readuntil(b"#") + await self._reader.readexactly(2)
+                if wire.startswith(b"%"):
+                    self._notify(wire)
+                    continue
                 if self._acks:
                     self.write(b"+")
                 payload = naive_rsp.payload(wire)
@@ -65,6 +70,20 @@ class RspPeer:
                     self._record("r", payload)
                     return payload
                 self.console += bytes.fromhex(payload[1:].decode())
+
+    async def notified(self) -> bytes:
+        """The next notification, without its checksum; to be awaited when nothing else is due."""
+        async with asyncio.timeout(TIMEOUT):
+            while not self.notifications:
+                wire = await self._reader.readuntil(b"#") + await self._reader.readexactly(2)
+                assert wire.startswith(b"%"), wire
+                self._notify(wire)
+        return self.notifications.pop(0)
+
+    def _notify(self, wire: bytes) -> None:
+        payload = naive_rsp.payload(b"$" + wire[1:])
+        self._record("r", payload)
+        self.notifications.append(payload)
 
     def _record(self, direction: str, payload: bytes) -> None:
         if self._log:

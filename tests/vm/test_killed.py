@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -62,7 +63,10 @@ class Victim:
 
     async def check(self) -> None:
         """Wait until it is as before."""
-        await self._wait(self._is_running)
+        try:
+            await self._wait(self._is_running)
+        except TimeoutError:
+            pytest.fail(f"the VM does not run on: {await self._describe()}")
         with contextlib.suppress(TimeoutError):
             await self._wait(self._is_as_before)
         assert self._before is not None
@@ -71,6 +75,13 @@ class Victim:
         assert set(now.descriptors.items()) ^ set(traces.descriptors.items()) == set()
         assert now.threads == traces.threads
         assert await self._code() == code
+
+    async def _describe(self) -> str:
+        """Where it is stuck."""
+        status = await self._qmp.execute("query-status")
+        registers = await self._hmp("info registers -a")
+        places = re.findall(r"RIP=(\w+)|(HLT=\d)", registers)
+        return f"{status}, {places}, {await self._ticks()}, {Traces.of(self.pid)}"
 
     async def _is_running(self) -> bool:
         before = await self._ticks()

@@ -212,6 +212,10 @@ class ServerSession:
             case _:
                 pass
 
+    def notify(self, stop: StopReply) -> bytes:
+        """The notification of a stop, in non-stop mode: at any time."""
+        return frame.encode_notification(b"Stop:" + encode(stop, self.negotiated))
+
     def resume(self) -> None:
         """The command was a resumption, and the target runs; its reply will be a stop reply."""
         self._conversation.make(SessionMove.RESUME)

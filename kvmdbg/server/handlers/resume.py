@@ -15,10 +15,12 @@ from kvmdbg.rsp.server.commands.resume import (
     VCont,
     VContQuery,
 )
-from kvmdbg.rsp.server.replies import Reply, VContActions
+from kvmdbg.rsp.server.replies import Ok, Reply, VContActions
 from kvmdbg.rsp.stops import Exited
 from kvmdbg.server.client import PROCESS, Client, Outcome, Running
+from kvmdbg.server.handlers.nonstop import stop_reason as stop_reason_of_each
 from kvmdbg.server.report import tell_stop
+from kvmdbg.target.nonstop import Going
 from kvmdbg.target.stops import Action, ResumePlan, Stepped
 
 _ACTIONS = {
@@ -31,6 +33,8 @@ _ACTIONS = {
 
 async def stop_reason(client: Client, command: StopReasonQuery) -> Reply:
     """``?``; after a detach or a kill there is no process."""
+    if client.non_stop is not None:
+        return await stop_reason_of_each(client, client.non_stop)
     stop = client.vm.stop
     if stop is None or client.killed:
         return Exited(0, PROCESS)
@@ -44,6 +48,10 @@ async def vcont_actions(client: Client, command: VContQuery) -> Reply:
 
 async def vcont(client: Client, command: VCont) -> Outcome:
     """``vCont``"""
+    if client.non_stop is not None:
+        client.require_drive()
+        await client.non_stop.act(going_of(client, command.actions))
+        return Ok()
     plan = plan_of(client, command.actions)
     if all(plan.action(vcpu) is Action.HOLD for vcpu in client.vm.vcpus):
         raise Unsupported("nothing would run: one thread at least has to")
@@ -87,6 +95,17 @@ def plan_of(client: Client, actions: tuple[ResumeAction, ...]) -> ResumePlan:
     return ResumePlan(chosen, Action.HOLD, ranges)
 
 
+def going_of(client: Client, actions: tuple[ResumeAction, ...]) -> dict[VcpuIndex, Going]:
+    """The same in non-stop mode, where a thread that no action names goes on as it is."""
+    chosen: dict[VcpuIndex, Going] = {}
+    for action in actions:
+        is_one = action.thread is not None and action.thread.is_one
+        named = [client.vcpu(action.thread)] if action.thread and is_one else client.vm.vcpus
+        for vcpu in named:
+            chosen.setdefault(vcpu, Going(_ACTIONS[action.kind], action.range))
+    return chosen
+
+
 async def _set_pc(client: Client, vcpu: VcpuIndex, address: Gva) -> None:
     arch = client.vm.arch
     number = arch.numbers[arch.pc]
@@ -98,6 +117,8 @@ async def _resume(client: Client, plan: ResumePlan) -> Outcome:
     vm = client.vm
     if client.id not in vm.clients.holders:
         raise VmRunning("gdb has detached from the VM: attach again first")
+    if client.non_stop is not None:
+        raise Unsupported("in non-stop mode threads are resumed by vCont, forwards")
     if not client.drives:
         return await _look(client, plan)
     vm.clients.drive(client.id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 from kvmdbg.errors import NoSuchVcpu, Unsupported
 from kvmdbg.rsp.server.commands.session import (
     Attach,
@@ -12,11 +10,10 @@ from kvmdbg.rsp.server.commands.session import (
     Detach,
     ExtendedMode,
     Kill,
-    NonStop,
     Restart,
     StartNoAckMode,
 )
-from kvmdbg.rsp.server.replies import Error, Flag, Ok, Reply
+from kvmdbg.rsp.server.replies import Flag, Ok, Reply
 from kvmdbg.server.client import PROCESS, Client, Goodbye, Outcome, Silent
 from kvmdbg.server.report import tell_stop
 
@@ -48,6 +45,8 @@ async def attach(client: Client, command: Attach) -> Reply:
     """``vAttach``, after a detach."""
     if command.pid != PROCESS:
         raise NoSuchVcpu(f"there is no process {command.pid}: the guest is process {PROCESS}")
+    if client.non_stop_wanted:
+        raise Unsupported("after a detach gdb cannot attach again in non-stop mode: connect again")
     client.vm.clients.join(client.id)
     stop = await client.vm.pause()
     client.killed = False
@@ -65,14 +64,6 @@ async def kill(client: Client, command: Kill) -> Outcome:
         client.killed = True
         return Ok()
     return Goodbye(None if command.pid is None else Ok(), kill=True)
-
-
-async def non_stop(client: Client, command: NonStop) -> Reply:
-    """``QNonStop``"""
-    if command.wanted:
-        why = f"the engine {client.vm.engine.name} stops all vCPUs or none: set non-stop off"
-        return Error(errno.EOPNOTSUPP, why, shown=True)  # by every gdb, whatever it said
-    return Ok()
 
 
 async def catch_syscalls(client: Client, command: CatchSyscalls) -> Reply:

@@ -52,6 +52,27 @@ async def test_a_second_client_is_told_that_the_monitor_is_in_use(monitor: FakeM
     await second.close()
 
 
+async def test_an_event_amid_the_greeting_is_no_failure(monitor: FakeMonitor) -> None:
+    """As when another thread of QEMU's sends it just when the client is ready for it."""
+    times = iter((True, True, False))
+
+    def negotiate() -> dict[str, object]:
+        if next(times):
+            monitor.event("RESUME")
+        return {}
+
+    monitor.replies["qmp_capabilities"] = negotiate
+    connection = await QmpConnection.connect(monitor.path)
+    assert await connection.execute("query-status") == {"status": "running"}
+    await connection.close()
+
+
+async def test_a_monitor_that_refuses_to_negotiate_is_no_monitor(monitor: FakeMonitor) -> None:
+    monitor.replies["qmp_capabilities"] = HANG_UP
+    with pytest.raises(MonitorError, match="cannot connect to the monitor"):
+        await QmpConnection.connect(monitor.path)
+
+
 async def test_nobody_listening_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "no.sock"
     with pytest.raises(MonitorError, match=re.escape(f"the monitor {path}: No such file")):

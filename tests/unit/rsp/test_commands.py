@@ -115,6 +115,8 @@ GOOD: list[tuple[bytes, Command]] = [
         ),
     ),
     (b"vMustReplyEmpty", session.MustReplyEmpty()),
+    (b"vStopped", resume.NextStop()),
+    (b"vCtrlC", resume.StopAll()),
     (b"Z0,1000,1", breakpoints.InsertBreakpoint(0, Gva(0x1000), 1)),
     (
         b"Z1,10,1;X2,220aX1,27;cmds:1,X1,0b",
@@ -139,7 +141,7 @@ BAD = [
     b"qCRC:0", b"qCRC", b"Qqemu.sstep7", b"Qqemu.sstep=", b"qqemu.sstepx", b"vFile", b"vFile:open",
     b"vFile:open:2f", b"vFile:open:2,0,0", b"vFile:pread:1,2", b"vFile:close:", b"vFile:close:1x",
     b"QNonStop", b"QNonStop:", b"QThreadEvents:1;", b"QCatchSyscalls:1;", b"QCatchSyscalls:1,2",
-    b"qHostInfo:", b"qProcessInfo1", b"QEnableErrorStrings:1",
+    b"vStopped:", b"vCtrlC;1", b"qHostInfo:", b"qProcessInfo1", b"QEnableErrorStrings:1",
     b"qWatchpointSupportInfo", b"qWatchpointSupportInfo:1",
 ]  # fmt: skip
 

@@ -75,6 +75,13 @@ def test_run_lengths_do_compress() -> None:
     assert frame.encode_packet(bytes(980), run_lengths=True).count(b"*") == 10
 
 
+def test_a_notification_is_not_taken_for_a_packet() -> None:
+    wire = frame.encode_notification(b"Stop:T05#")
+    assert wire.startswith(b"%Stop:")
+    (event,) = frame.Decoder(frame.Role.CLIENT).feed(wire)
+    assert event == frame.Notification(b"Stop:T05#")
+
+
 @pytest.mark.parametrize("count", range(1, 200))
 def test_run_length_counts_are_never_bytes_that_mean_something(count: int) -> None:
     assert not set(frame.compress(b"0" * count)) & set(b"#$+-")

@@ -366,8 +366,6 @@ async def test_an_engine_without_step_modes(gdb: RspPeer, monkeypatch: pytest.Mo
 
 
 async def test_modes_that_are_refused_in_words(gdb: RspPeer) -> None:
-    assert await gdb.ask(b"QNonStop:0") == b"OK"
-    assert (await gdb.ask(b"QNonStop:1")).startswith(b"E.the engine fake stops all vCPUs or none")
     assert await gdb.ask(b"QThreadEvents:1") == b"OK"
     assert await gdb.ask(b"QCatchSyscalls:0") == b"OK"
     assert (await gdb.ask(b"QCatchSyscalls:1;1")).startswith(b"E.system calls are not caught")

@@ -52,6 +52,16 @@ class VContQuery(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class NextStop(Command):
+    """``vStopped``: the stop last told is known, what is the next?"""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAll(Command):
+    """``vCtrlC``: all threads shall stop, in non-stop mode."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeThread(Command):
     """``c C s S``: the thread that ``Hc`` chose runs on, from ``address`` if there is one."""
 
@@ -119,6 +129,18 @@ def parse_vcont_query(fields: Fields) -> VContQuery:
     """``vCont?``"""
     fields.end()
     return VContQuery()
+
+
+def parse_next_stop(fields: Fields) -> NextStop:
+    """``vStopped``"""
+    fields.end()
+    return NextStop()
+
+
+def parse_stop_all(fields: Fields) -> StopAll:
+    """``vCtrlC``"""
+    fields.end()
+    return StopAll()
 
 
 def parse_vcont(fields: Fields) -> VCont:
