@@ -116,20 +116,23 @@ def rescue_by_monitor(path: str) -> None:
         monitor.settimeout(ANSWER_TIMEOUT)
         monitor.connect(path.replace(ABSTRACT, "\0", 1) if path.startswith(ABSTRACT) else path)
         lines = monitor.makefile("rb")
-        lines.readline()  # its greeting
         execute(monitor, lines, "qmp_capabilities")
         if execute(monitor, lines, "query-status").get("status") in STOPPED:
             execute(monitor, lines, "cont")
 
 
 def execute(monitor: socket.socket, lines: io.BufferedReader, command: str) -> dict[str, object]:
-    """A QMP command's result; an error's is empty. Events are passed over. Raises OSError."""
+    """A QMP command's result; an error's is empty. Raises OSError.
+
+    Passed over: the greeting, events, and what QEMU had to say to the client that was killed, which
+    it says to the next.
+    """
     import json  # slow, and hardly ever needed
 
-    monitor.sendall(json.dumps({"execute": command}).encode() + b"\n")
+    monitor.sendall(json.dumps({"execute": command, "id": command}).encode() + b"\n")
     while line := lines.readline():
         said = json.loads(line)
-        if "return" in said or "error" in said:
+        if said.get("id") == command and ("return" in said or "error" in said):
             result: dict[str, object] = said.get("return", {})
             return result
     raise ConnectionResetError

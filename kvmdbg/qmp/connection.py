@@ -24,7 +24,7 @@ from qemu.qmp import (
     Runstate,
     StateError,
 )
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from kvmdbg.errors import MonitorError, VmGone
 
@@ -98,14 +98,15 @@ class QmpConnection:
         self._closed = asyncio.create_task(self._watch(), name="qmp-watch")
 
     async def _negotiate(self, path: str) -> bool:
-        """False where an event came between the greeting and the answer to ``qmp_capabilities``,
-        as QEMU sends it from then on: qemu.qmp (0.0.6) takes that for the answer, and gives up."""
+        """False where something came before the greeting, which QEMU had for the client before us,
+        or an event before the answer to ``qmp_capabilities``, as QEMU sends it from then on:
+        qemu.qmp (0.0.6) takes these for greeting and answer, and gives up."""
         try:
             await self._client.connect(path)
         except ConnectError as error:
-            cause = error.exc
-            if isinstance(cause, NegotiationError) and isinstance(cause.exc, AssertionError):
-                return False
+            match error.exc:
+                case GreetingError(exc=KeyError()) | NegotiationError(exc=AssertionError()):
+                    return False
             raise
         return True
 

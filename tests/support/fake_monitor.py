@@ -41,6 +41,8 @@ class FakeMonitor:
         self.status = "running"
         self.commands: list[str] = []
         self.replies: dict[str, Reply] = {"query-status": lambda: {"status": self.status}}
+        self.leftovers: list[list[dict[str, Any]]] = []
+        """What is said to the next clients before the greeting, the last of it to the first."""
         self._writer: asyncio.StreamWriter | None = None
         self._free = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,6 +100,8 @@ class FakeMonitor:
             self._tasks.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader) -> None:
+        for message in self.leftovers.pop() if self.leftovers else ():
+            self._send(message)
         version = {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "fake"}
         self._send({"QMP": {"version": version, "capabilities": ["oob"]}})
         async for request in _requests(reader):

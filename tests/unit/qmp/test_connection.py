@@ -67,6 +67,13 @@ async def test_an_event_amid_the_greeting_is_no_failure(monitor: FakeMonitor) ->
     await connection.close()
 
 
+async def test_what_was_for_the_client_before_is_no_greeting(monitor: FakeMonitor) -> None:
+    monitor.leftovers = [[{"return": {}, "id": "__qmp#00007"}], [{"event": "RESUME"}]]
+    connection = await QmpConnection.connect(monitor.path)
+    assert await connection.execute("query-status") == {"status": "running"}
+    await connection.close()
+
+
 async def test_a_monitor_that_refuses_to_negotiate_is_no_monitor(monitor: FakeMonitor) -> None:
     monitor.replies["qmp_capabilities"] = HANG_UP
     with pytest.raises(MonitorError, match="cannot connect to the monitor"):
