@@ -133,7 +133,7 @@ bench: images ## RSP round trips, beside QEMU's own stub
 SECONDS ?= 600
 
 .PHONY: fuzz
-fuzz: images ## hostile bytes, SECONDS=600 of each kind: by chance, guided by coverage, to a live VM
+fuzz: images ## hostile bytes, SECONDS=600 of each kind: drawn by hypothesis, guided by coverage, to a live VM
 	$(BIN)/python -m tests.fuzz $(SECONDS)
 	$(BIN)/pip install --quiet atheris
 	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
