@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 import select
 import struct
@@ -23,8 +22,6 @@ from kvmdbg.errors import ListenError
 from kvmdbg.server.address import PtyAddress, SerialAddress
 from kvmdbg.server.connection import Connection
 from kvmdbg.server.linetransport import LineTransport
-
-log = logging.getLogger(__name__)
 
 _LOOK = 0.1
 """Seconds between two looks whether a pseudo-terminal was opened: of that nobody tells."""
@@ -130,7 +127,7 @@ def _speed(address: SerialAddress) -> int:
 
 def _open_pty(address: PtyAddress) -> tuple[Line, PtyAddress]:
     """A new pseudo-terminal, which nobody but its owner could ever open."""
-    fd = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     try:
         (number,) = struct.unpack("i", fcntl.ioctl(fd, _TIOCGPTN, bytes(4)))
         path = Path(f"/dev/pts/{number}")

@@ -91,12 +91,12 @@ class Session:
             case Command():
                 self._answer(await self._execute(item))
                 if self._client.non_stop is not None and not isinstance(item, _CONNECTING):
-                    self._client.non_stop.is_ready()
+                    self._client.non_stop.client_ready()
                 await self._notify()
             case InterruptRequest():
                 await self._interrupt()
             case Ready() if self._client.non_stop is not None:
-                self._client.non_stop.is_ready()
+                self._client.non_stop.client_ready()
                 await self._notify()
             case Stopped() if self._client.non_stop is not None:
                 await self._go_on_without(self._client.non_stop)

@@ -15,7 +15,7 @@ from kvmdbg.errors import ExpressionError, MemoryFault, RegisterError
 from kvmdbg.target.breakpoints import BreakpointManager, BreakpointSpec
 from kvmdbg.target.capabilities import Engine
 from kvmdbg.target.expressions import Expression, parse
-from kvmdbg.target.stops import Stop, breakpoints_hit
+from kvmdbg.target.stops import BreakpointHit, Stop, WatchpointHit, breakpoints_hit
 
 VALUE = "value"
 """In a watchpoint's condition: what is in the watched memory when the VM stops for it."""
@@ -39,6 +39,8 @@ async def is_wanted(engine: Engine, breakpoints: BreakpointManager, stop: Stop) 
 
     Raises ExpressionError when that cannot be told.
     """
+    if not isinstance(stop.reason, BreakpointHit | WatchpointHit):
+        return True  # a step through a range is one of thousands
     hit = breakpoints_hit(stop.reason, breakpoints.inserted)
     for spec, owners in hit.items():
         conditions = breakpoints.conditions(spec)

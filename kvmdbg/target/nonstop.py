@@ -13,19 +13,8 @@ from dataclasses import dataclass
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import KvmdbgError
 from kvmdbg.target.breakpoints import BreakpointSpec, ClientId
-from kvmdbg.target.stops import (
-    Action,
-    BreakpointHit,
-    Paused,
-    ResumePlan,
-    Stepped,
-    Stop,
-    WatchpointHit,
-)
+from kvmdbg.target.stops import OF_ONE_VCPU, Action, Paused, ResumePlan, Stop
 from kvmdbg.target.vm import Vm
-
-_OF_ONE = (BreakpointHit, WatchpointHit, Stepped)
-"""Reasons that are about one vCPU; any other stops the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +69,7 @@ class NonStop:
             self.untold.popleft()
         self.telling = bool(self.untold) and not self.for_later
 
-    def is_ready(self) -> None:
+    def client_ready(self) -> None:
         """What was kept for later can be told."""
         self.untold.extendleft(reversed(self.for_later))
         self.for_later = []
@@ -105,9 +94,8 @@ class NonStop:
     def _forestall(self, going: Set[VcpuIndex], held: Set[VcpuIndex]) -> None:
         """What was kept for later need not be told of those that shall go, and is due of those that
         shall stop."""
-        later = {found.stop.vcpu: found for found in self.for_later}
-        self.untold += [found for vcpu, found in later.items() if vcpu in held]
-        self.for_later = [later[vcpu] for vcpu in later.keys() - going - held]
+        self.untold += [found for found in self.for_later if found.stop.vcpu in held]
+        self.for_later = [f for f in self.for_later if f.stop.vcpu not in going | held]
 
     async def update(self) -> None:
         """The VM may have stopped: see to it that those who did not stop run on."""
@@ -167,7 +155,7 @@ class NonStop:
         if stop is None or stop is self._seen:
             return
         self._seen = stop
-        if isinstance(stop.reason, _OF_ONE):
+        if isinstance(stop.reason, OF_ONE_VCPU):
             if stop.vcpu in self._going:
                 self._stopped(stop, self._vm.hit)
             return

@@ -81,6 +81,10 @@ StopReason = (
 )
 
 
+OF_ONE_VCPU = (Stepped, BreakpointHit, WatchpointHit)
+"""The reasons that are a vCPU's own doing; any other stops the machine."""
+
+
 class Stop(msgspec.Struct, frozen=True):
     """The VM is stopped (all vCPUs); ``vcpu`` is the one that the reason is about."""
 

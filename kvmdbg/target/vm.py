@@ -37,17 +37,15 @@ from kvmdbg.target.history import require_replay, require_unrecorded
 from kvmdbg.target.ranges import run_plan
 from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
+    OF_ONE_VCPU,
     Action,
-    BreakpointHit,
     Frozen,
     Halted,
     Panicked,
     Paused,
     ResumePlan,
     ShutDown,
-    Stepped,
     Stop,
-    WatchpointHit,
     breakpoints_hit,
 )
 
@@ -60,9 +58,6 @@ again and again must not keep the others from running."""
 
 _RESET_QUIET = 1.0
 """Seconds within which a second RESET is the same one (QEMU announces some twice)."""
-
-
-_DEBUG_STOPS = (Stepped, BreakpointHit, WatchpointHit)
 
 
 class Vm(StoppedGuest):
@@ -275,7 +270,7 @@ class Vm(StoppedGuest):
         """The run state, for which QEMU need not be asked when a vCPU's own doing stopped the VM
         and the event of that has come."""
         state = self._run_control.state
-        if isinstance(stop.reason, _DEBUG_STOPS) and not PERMITS[state].executing:
+        if isinstance(stop.reason, OF_ONE_VCPU) and not PERMITS[state].executing:
             return VmRunState.DEBUG
         return await self._run_control.sync()
 

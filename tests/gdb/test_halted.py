@@ -10,6 +10,7 @@ from kvmdbg import Vm
 from tests.support import demo
 from tests.support.gdb import Gdb
 from tests.support.marks import both_cpu_counts
+from tests.support.placing import put_vcpus_into
 
 pytestmark = [pytest.mark.gdb, pytest.mark.kvmdbg(run=True)]
 
@@ -18,33 +19,6 @@ QUICKLY = 2.0
 
 HLT_FOREVER = bytes.fromhex("fa f4 eb fc")  # cli; hlt; jmp -2
 HLT_LOOP = bytes.fromhex("fb f4 90 eb fc")  # sti; hlt; nop; jmp to the hlt
-
-
-async def put_vcpus_into(gdb: Gdb, code: bytes, cpus: int) -> int:
-    """Make every vCPU execute ``code``, in the kernel; its address. The VM is stopped.
-
-    Where the code is: at panic(), which nobody calls.
-    """
-    await gdb.cli("hbreak *do_sys_openat2")
-    for _ in range(50):
-        await gdb.cont()
-        rings = [await ring(gdb, n) for n in range(cpus)]
-        if not any(rings):
-            break
-    else:
-        pytest.fail("the vCPUs were never in the kernel all at once")
-    await gdb.cli("delete")
-    address = demo.kernel()["panic"]
-    await gdb.mi(f"-data-write-memory-bytes {address} {code.hex()}")
-    for number in range(cpus):
-        await gdb.mi(f"-thread-select {number + 1}")
-        await gdb.cli(f"set $rip = {address}")
-    return address
-
-
-async def ring(gdb: Gdb, vcpu: int) -> int:
-    await gdb.mi(f"-thread-select {vcpu + 1}")
-    return await gdb.value("$cs") & 3
 
 
 async def run_and_interrupt(gdb: Gdb) -> float:

@@ -11,6 +11,7 @@ import pytest
 from kvmdbg import Vm
 from tests.support import demo, vms
 from tests.support.gdb import GDB_18, Gdb, start_gdb
+from tests.support.placing import put_vcpus_into
 
 pytestmark = [pytest.mark.gdb, pytest.mark.kvmdbg(run=True, cpus=2)]
 
@@ -21,23 +22,10 @@ APART = 64
 
 
 async def counting(vm: Vm) -> int:
-    """Both vCPUs count in rax, each with code of its own: the first address of the first's. Where
-    nobody comes otherwise: at panic()."""
+    """Both vCPUs count in rax, each with code of its own: the address of the first's."""
     await demo.booted(vm)
-    at = demo.kernel()["panic"]
     async with start_gdb(demo.artefact("vmlinux"), vm.status.gdb_socket) as gdb:
-        await gdb.cli("hbreak *do_sys_openat2")
-        for _ in range(50):
-            await gdb.cont()
-            rings = [await vm.register("cs", vcpu=number) & 3 for number in range(2)]
-            if rings == [0, 0]:
-                break
-        await gdb.cli("delete")
-        for number in range(2):
-            start = at + number * APART
-            await gdb.mi(f"-data-write-memory-bytes {start} {COUNT.hex()}")
-            await gdb.mi(f"-thread-select {number + 1}")
-            await gdb.cli(f"set $rip = {start}")
+        at = await put_vcpus_into(gdb, COUNT, 2, apart=APART)
         await gdb.cli("detach")
     return at
 

@@ -33,10 +33,8 @@ from kvmdbg.kvm.x86.registers import (
     set_xsave,
 )
 
-MSR_KERNEL_GS_BASE = 0xC000_0102
-
 MSRS = {
-    "k_gs_base": MSR_KERNEL_GS_BASE,
+    "k_gs_base": 0xC000_0102,
     "sysenter_cs": 0x174,
     "sysenter_esp": 0x175,
     "sysenter_eip": 0x176,

@@ -10,7 +10,7 @@ import pytest
 
 from kvmdbg.arch import X86_64
 from kvmdbg.backend.agent import Abilities, AgentEngine
-from kvmdbg.backend.agent.x86_state import MSR_KERNEL_GS_BASE
+from kvmdbg.backend.agent.x86_state import MSRS
 from kvmdbg.cstruct import Struct
 from kvmdbg.kvm.x86.registers import (
     DebugRegs,
@@ -46,7 +46,7 @@ class Vcpu:
     regs: Regs = field(default_factory=lambda: Regs(rip=CODE))
     sregs: Sregs = LONG_MODE
     xsave: Xsave = field(default_factory=lambda: Xsave((0,) * 1024))
-    msrs: dict[int, int] = field(default_factory=lambda: {MSR_KERNEL_GS_BASE: KERNEL_GS_BASE})
+    msrs: dict[int, int] = field(default_factory=lambda: {MSRS["k_gs_base"]: KERNEL_GS_BASE})
     debugregs: DebugRegs = field(default_factory=lambda: DebugRegs((1, 2, 3, 4), 0xFFFF0FF0, 0x400))
 
 
