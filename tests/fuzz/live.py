@@ -1,4 +1,5 @@
-"""``python -m tests.fuzz.live [SECONDS]``: hostile bytes to the server of a VM that runs.
+"""``python -m tests.fuzz.live [SECONDS]``: hostile bytes to the server of a VM that runs, as
+hypothesis draws them.
 
 After each client that sends them, and then listens for a while or hangs up, the next one has to be
 served at once; at the end the VM is alive and no traceback was logged.
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 import kvmdbg
-from tests.fuzz.streams import REQUESTS, arguments, known, pieces, stream
+from tests.fuzz.streams import REQUESTS, arguments, drawn, known, pieces, stream
 from tests.support.command import fresh_name
 from tests.support.rsp_peer import RspPeer
 
@@ -51,19 +52,33 @@ async def served(path: Path) -> float:
 
 async def fuzz(seconds: float, seed: int) -> None:
     """Raises where the server or its VM does not survive."""
-    rng = random.Random(seed)
     worst, clients = 0.0, 0
     lasting = {"debug": {"on_kill": "detach"}}  # packets that kill are among them
     async with kvmdbg.open("demo", instance=fresh_name(), run=True, overrides=lasting) as vm:
         path = Path(vm.status.gdb_socket)
-        end = time.monotonic() + seconds
-        attacks = known()
-        while time.monotonic() < end:
-            data = attacks.pop() if attacks else stream(rng, REQUESTS)
+
+        async def outlast(chunks: list[bytes], *, listen: bool) -> None:
+            nonlocal worst, clients
             with contextlib.suppress(TimeoutError):
-                await attack(path, pieces(rng, data), listen=rng.random() < 0.5)
+                await attack(path, chunks, listen=listen)
             clients += 1
             worst = max(worst, await served(path))
+
+        for data in known():
+            await outlast(pieces(random.Random(seed), data), listen=True)
+        loop = asyncio.get_running_loop()
+        end = time.monotonic() + seconds
+
+        def one(rng: random.Random) -> None:
+            chunks = pieces(rng, stream(rng, REQUESTS))
+            listen = rng.random() < 0.5
+            if time.monotonic() < end:
+                hostile = outlast(chunks, listen=listen)
+                asyncio.run_coroutine_threadsafe(hostile, loop).result()
+
+        while time.monotonic() < end:
+            # hypothesis is not asynchronous, and the VM's connection needs the loop meanwhile.
+            await asyncio.to_thread(drawn, one, seed + clients)
         assert vm.gone is None
         await vm.pause()
         await vm.quit()

@@ -11,6 +11,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from kvmdbg.errors import RemoteProtocolError
 from kvmdbg.rsp.client.session import ClientSession
 from kvmdbg.rsp.frame import Decoder, FrameEvent, Role
@@ -23,6 +27,9 @@ from tests.support.naive_rsp import packet
 
 FOUND = Path(__file__).with_name("found")
 """What has once been found: ``*.bin``, one stream each."""
+
+AT_ONCE = 1000
+"""Streams that hypothesis draws between two looks at the clock."""
 
 REQUESTS = [
     packet(payload)
@@ -120,6 +127,19 @@ def check(rng: random.Random, requests: bytes, replies: bytes) -> None:
         assert decode(role, pieces(rng, data)) == decode(role, [data]), data
     assert tolerate(serve, pieces(rng, requests)) == tolerate(serve, [requests]), requests
     tolerate(ask, pieces(rng, replies))
+
+
+def drawn(one: Callable[[random.Random], None], seed: int) -> None:
+    """Try it with what hypothesis draws, :data:`AT_ONCE` times; what it finds it makes small."""
+
+    @settings(
+        max_examples=AT_ONCE, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.randoms(use_true_random=False))
+    def each(rng: random.Random) -> None:
+        one(rng)
+
+    hypothesis.seed(seed)(each)()
 
 
 def known() -> list[bytes]:

@@ -13,13 +13,13 @@ from kvmdbg.progress import Progress
 from tests.lab.cache import Cache, key_of
 from tests.lab.debian import DebCache
 from tests.lab.errors import LabError
-from tests.lab.int3 import fix_int3
 from tests.lab.machines import L1Machine
+from tests.lab.outer import fix_emulator
 from tests.lab.pins import read_pins
 from tests.lab.unpack import unpack_debs
 
 _ARCH = "x86_64"
-_VERSION = "1"  # of what is done to the packages here
+_VERSION = "2"  # of what is done to the packages here
 
 
 class HostTools:
@@ -44,8 +44,8 @@ class HostTools:
             progress.step("unpacking the outer QEMU")
             unpack_debs(debs, folder)
             emulator = folder / "usr/bin/qemu-system-x86_64"
-            fixed = fix_int3(emulator.read_bytes())
-            patched = emulator.with_name(f"{emulator.name}-int3")
+            fixed = fix_emulator(emulator.read_bytes())
+            patched = emulator.with_name(f"{emulator.name}-fixed")
             patched.write_bytes(fixed)
             shutil.copymode(emulator, patched)
 
@@ -62,7 +62,7 @@ class HostTools:
 
     def emulator(self, machine: L1Machine) -> list[str]:
         """The command line of the outer QEMU, to which its arguments are added."""
-        name = machine.emulator + ("-int3" if machine.patched else "")
+        name = machine.emulator + ("-fixed" if machine.patched else "")
         firmware = [f"{self._root}/usr/share/{folder}" for folder in ("qemu", "seabios")]
         options = [word for folder in firmware for word in ("-L", folder)]
         return self.command(f"usr/bin/{name}", *options)

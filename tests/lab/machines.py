@@ -35,7 +35,7 @@ class L1Machine:
     console: str
     l2: tuple[str, ...]  # the QEMU of an L2, which runs in L1
     append: str = ""  # to the kernel's command line
-    patched: bool = False  # the emulator needs the int3 fix
+    patched: bool = False  # the emulator needs the fixes of outer.py
 
 
 X86_64 = L1Machine(
