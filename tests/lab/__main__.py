@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--where", choices=("l1", "host"), default="l1", help="in an L1, or on this machine"
     )
+    parser.add_argument(
+        "--threads", choices=("multi", "single"), default="multi", help="of the outer QEMU"
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("times", help="build what is missing, and say how long things take")
     run = actions.add_parser("run", help="run a command in the working tree inside an L1")
@@ -56,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _in_lab(options: argparse.Namespace) -> int:
-    lab = Lab(options.arch)
+    lab = Lab(options.arch, one_thread=options.threads == "single")
     if options.action == "times":
         return _tell_times(lab)
     tree = lab.pack_tree(PlainProgress())

@@ -17,7 +17,7 @@ from tests.lab.debian import DebCache
 from tests.lab.errors import LabError
 from tests.lab.host import HostTools
 from tests.lab.l1 import L1, save_state, start_l1
-from tests.lab.machines import MACHINES
+from tests.lab.machines import MACHINES, in_one_thread
 from tests.lab.native import foreign_objects
 from tests.lab.pins import read_pins
 from tests.lab.root import SOURCES, build_root
@@ -30,12 +30,12 @@ _L1_SOURCE = Path(__file__).with_name("l1.py")
 
 
 class Lab:
-    """Makes L1s of one architecture."""
+    """Makes L1s of one architecture; ``one_thread``: the outer QEMU has one for all their CPUs."""
 
-    def __init__(self, arch: str = "x86_64") -> None:
+    def __init__(self, arch: str = "x86_64", *, one_thread: bool = False) -> None:
         if arch not in MACHINES:
             raise LabError(f"the lab has no L1 of {arch!r}: it has {', '.join(MACHINES)}")
-        self.machine = MACHINES[arch]
+        self.machine = in_one_thread(MACHINES[arch]) if one_thread else MACHINES[arch]
         self.cache = Cache()
 
     def ensure(self, progress: Progress) -> tuple[HostTools, Path]:

@@ -138,6 +138,22 @@ def test_guests_are_debugged_under_its_kvm(l1: L1, tests: str, least: int) -> No
     assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) >= least, done.out
 
 
+@soak
+@pytest.mark.timeout(3600)
+def test_no_hit_in_a_hundred_thousand_is_lost_or_counted_twice() -> None:
+    """In one thread: with several the outer QEMU at times resets an L2 in some 100,000 exits."""
+    lab = Lab(one_thread=True)
+    with lab.start(QUIET) as l1:
+        done = l1.run(
+            "pytest -q tests/contract/test_exact.py --kvmdbg-accel kvm --kvmdbg-timeout-scale 3",
+            tree=lab.pack_tree(QUIET),
+            environment={"KVMDBG_EXACT_HITS": "100000"},
+            timeout=2400,
+        )
+    assert done.status == 0, done.out + done.err
+    assert "8 passed" in done.out, done.out
+
+
 def test_doctor_shows_the_whole_matrix(l1: L1) -> None:
     done = l1.run("kvmdbg doctor --json")
     assert done.status in (0, 1), done.out + done.err
