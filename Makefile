@@ -35,6 +35,10 @@ find_python = for python in python3 /usr/bin/python3 python3.14 python3.13 pytho
 	    >/dev/null 2>&1 && { echo "$$python"; break; }; done
 
 $(INSTALLED): Makefile pyproject.toml meson.build $(NATIVE)
+ifndef LOCKED
+	@# Two that set up at once would be in each other's way; the second one then finds it done.
+	@flock Makefile $(MAKE) --no-print-directory --silent LOCKED=yes $@
+else
 	@missing=(); \
 	for entry in $(APT_COMMANDS); do command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry##*:}"); done; \
 	for entry in $(APT_HEADERS); do [ -e "/usr/include/$${entry%%:*}" ] || missing+=("$${entry##*:}"); done; \
@@ -62,6 +66,7 @@ $(INSTALLED): Makefile pyproject.toml meson.build $(NATIVE)
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/lldb23 'lldb-for-pwndbg == 23.*'
 	@touch $@
 	@echo "setup: done"
+endif
 
 .PHONY: images
 images: setup ## build the demo images (kernel, initramfs, symbols) into the user's cache
