@@ -128,6 +128,7 @@ struct cpu {
     bool frame_tf, faulted;
     uint64_t frame_rip;
     unsigned handler_left;
+    bool asleep; // in the handler, until there are interrupts
     bool halted;
     bool passed; // the instruction at rip has begun
     uint64_t tsc_offset;
@@ -224,6 +225,7 @@ static void enter_handler(unsigned index, struct cpu *cpu)
     cpu->tf = false;
     cpu->rip = base_of(index) + HANDLER;
     cpu->handler_left = random_below(40);
+    cpu->asleep = !random_below(50);
 }
 
 // An instruction of the handler. true: a trap follows.
@@ -231,6 +233,9 @@ static bool handler_step(unsigned index, struct cpu *cpu)
 {
     bool trap;
 
+    if (cpu->asleep && cpu->debug.control & KVM_GUESTDBG_BLOCKIRQ)
+        return cpu->tf;
+    cpu->asleep = false;
     progress[index]++;
     if (cpu->handler_left--) {
         if (!random_below(2000))

@@ -72,7 +72,12 @@ struct vcpu {
     // saved frame, and is not the guest's when it comes back.
     bool astray;
     struct location left; // the instruction that it will come back to
-    bool debug_stale;     // to be told to KVM again, even if nothing changed
+    // A step of the user's takes so long that its handler waits for an interrupt, perhaps. Once it
+    // is astray, it is left alone until it comes back.
+    bool overdue;
+    bool watched;                    // over.c: at its last look it was
+    unsigned long long entries_then; // in its KVM_RUN of that number
+    bool debug_stale;                // to be told to KVM again, even if nothing changed
     struct kvm_guest_debug applied;
     struct kvm_guest_debug qemu_debug; // what QEMU asked for
     struct kvm_guest_debug raw_debug;  // what the controller asked for, in raw mode
@@ -98,7 +103,8 @@ struct agent {
     unsigned excluded;  // how many want every vCPU out
     struct vcpu *owner; // the vCPU that has, or is about to have, KVM_RUN for itself
     int bell;           // an eventfd: a stop was latched
-    int watch;          // a timerfd: an owner takes long
+    int watch;          // a timerfd: an owner, or a step, takes long
+    bool watching;      // it ticks
     uint32_t clock;     // enum agent_clock_state
     int64_t clock_shift;
     bool adopting; // loaded into a running QEMU
@@ -130,6 +136,13 @@ static inline bool in_mode(uint32_t flag)
     return atomic_load_explicit(&agent.flags, memory_order_relaxed) & flag;
 }
 
+// The user's step, which KVM is to be told of.
+static inline bool is_to_step(const struct vcpu *vcpu)
+{
+    return vcpu->action == AGENT_STEP && vcpu->stop.kind == AGENT_RUNNING &&
+           !(vcpu->overdue && vcpu->astray);
+}
+
 uint64_t now(void); // CLOCK_MONOTONIC, in nanoseconds
 
 // gate.c. exclude() returns with agent.lock taken and every vCPU, or `only` that one, out of
@@ -144,6 +157,7 @@ void settle(
     struct vcpu *vcpu); // while excluded: until its registers are those between instructions
 bool own_the_world(struct vcpu *vcpu); // false: some vCPU is still in KVM_RUN
 void disown_the_world(void);
+void call_out(struct vcpu *vcpu);
 void call_out_others(const struct vcpu *except);
 void poke(struct vcpu *vcpu);
 
@@ -163,6 +177,7 @@ void over_begin(struct vcpu *vcpu, uint64_t pc);
 enum readiness over_prepare(struct vcpu *vcpu);
 void over_done(struct vcpu *vcpu);
 void over_break_off(struct vcpu *vcpu);
+void over_look_after(const struct vcpu *vcpu); // it is about to run
 void over_watch(void);
 
 // clock.c, with every vCPU out but for what is said there
@@ -274,6 +289,8 @@ void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug);
 void arch_read_exit(const struct vcpu *vcpu, struct debug_exit *exit);
 void arch_reinject(struct vcpu *vcpu, const struct debug_exit *exit);
 bool arch_emulate(struct vcpu *vcpu, const struct point *point);
+// By hand, what KVM cannot step; false: it is something else. `code` is what is at pc.
+bool arch_step(struct vcpu *vcpu, const uint8_t *code, unsigned valid);
 bool arch_resume_flag(struct vcpu *vcpu);
 void arch_clear_step(struct vcpu *vcpu); // a single-step flag that came back from a saved frame
 unsigned arch_length(const struct point *point); // of the instruction, as far as it is known

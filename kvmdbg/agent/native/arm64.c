@@ -78,7 +78,7 @@ int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translatio
 void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
 {
     *debug = in_mode(AGENT_RAW_EXITS) ? vcpu->raw_debug : vcpu->qemu_debug;
-    if (agent.session && vcpu->action == AGENT_STEP && vcpu->stop.kind == AGENT_RUNNING)
+    if (agent.session && is_to_step(vcpu))
         debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
 }
 
@@ -104,6 +104,12 @@ bool arch_emulate(struct vcpu *vcpu, const struct point *point)
 {
     (void)vcpu;
     (void)point;
+    return false;
+}
+
+bool arch_step(struct vcpu *vcpu, const uint8_t *code, unsigned valid)
+{
+    (void)vcpu, (void)code, (void)valid;
     return false;
 }
 

@@ -36,7 +36,7 @@ static void poke_all(void)
 
 // immediate_exit also reaches a thread that is on its way into KVM_RUN. Clearing it is QEMU's job,
 // which does so when KVM_RUN fails with EINTR.
-static void call_out(struct vcpu *vcpu)
+void call_out(struct vcpu *vcpu)
 {
     vcpu->attention = true;
     if (vcpu->in_run) {
@@ -180,6 +180,7 @@ static bool pass(struct vcpu *vcpu)
         else if (agent.owner == vcpu)
             over_break_off(vcpu);
         if (readiness == READY) {
+            over_look_after(vcpu);
             vcpu->attention = false;
             vcpu->in_run = true;
             return true;

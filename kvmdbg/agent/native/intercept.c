@@ -185,6 +185,7 @@ static void set_run_state(struct vcpu *vcpu)
     clock_forget();
     vcpu->astray = false;
     vcpu->stepped = true;
+    vcpu->overdue = false;
     vcpu->attention = true;
     pthread_mutex_unlock(&agent.lock);
 }

@@ -17,11 +17,14 @@ uint64_t now(void)
     return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
-static void watch(long nanoseconds)
+static void watch(bool on)
 {
-    struct itimerspec when = {.it_value.tv_nsec = nanoseconds, .it_interval.tv_nsec = nanoseconds};
+    const struct timespec interval = {.tv_nsec = on ? LOOK_AFTER : 0};
+    struct itimerspec when = {.it_value = interval, .it_interval = interval};
 
-    timerfd_settime(agent.watch, 0, &when, NULL);
+    if (agent.watching != on)
+        timerfd_settime(agent.watch, 0, &when, NULL);
+    agent.watching = on;
 }
 
 void over_begin(struct vcpu *vcpu, uint64_t pc)
@@ -40,7 +43,6 @@ static void put_back(struct vcpu *vcpu)
         if (point->lifted)
             point_put_back(point);
     }
-    watch(0);
     disown_the_world();
 }
 
@@ -71,23 +73,49 @@ static enum readiness lift(struct vcpu *vcpu, struct point *point)
         over_done(vcpu);
         return AGAIN;
     }
-    watch(LOOK_AFTER);
     agent.statistics.lifted++;
     return READY;
 }
 
-static bool emulate(struct vcpu *vcpu, struct point *point)
+static void emulated(struct vcpu *vcpu)
 {
     struct location location;
 
-    if (in_mode(AGENT_NO_SKIP) || vcpu->incomplete || !point_is_intact(point) ||
-        !arch_emulate(vcpu, point))
-        return false;
-    agent.statistics.emulated++;
     vcpu->stepped = true;
     over_done(vcpu);
     if (vcpu->action == AGENT_STEP && !arch_location(vcpu, &location))
         latch(vcpu, &(struct agent_stop){.kind = AGENT_STEPPED, .pc = location.pc});
+}
+
+static bool emulate(struct vcpu *vcpu, struct point *point)
+{
+    if (in_mode(AGENT_NO_SKIP) || vcpu->incomplete || !point_is_intact(point) ||
+        !(arch_emulate(vcpu, point) || arch_step(vcpu, point->info.original, point->valid)))
+        return false;
+    agent.statistics.emulated++;
+    emulated(vcpu);
+    return true;
+}
+
+// A step of the user's, from where there is no software breakpoint. One that is astray is where
+// somebody else may be about to make such a step.
+static bool step(struct vcpu *vcpu, uint64_t pc)
+{
+    const struct agent_range here = {.space = AGENT_GVA,
+                                     .vcpu = vcpu->index,
+                                     .address = pc,
+                                     .length = INSTRUCTION,
+                                     .root = ~0ull};
+    uint8_t code[INSTRUCTION];
+    int64_t valid;
+
+    if (!is_to_step(vcpu) || vcpu->incomplete ||
+        (vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP && !vcpu->stepped && pc != vcpu->step.pc))
+        return false;
+    valid = memory_read(vcpu, &here, code);
+    if (valid <= 0 || !arch_step(vcpu, code, (unsigned)valid))
+        return false;
+    emulated(vcpu);
     return true;
 }
 
@@ -96,20 +124,22 @@ enum readiness over_prepare(struct vcpu *vcpu)
     struct point *software, *hardware, *guard;
     struct location location;
 
-    if (vcpu->over == OVER_NONE || arch_location(vcpu, &location))
+    if ((vcpu->over == OVER_NONE && !is_to_step(vcpu)) || arch_location(vcpu, &location))
         return READY;
-    if (location.pc != vcpu->over_pc) { // a handler was entered, or the controller set pc
+    // A handler was entered, or the controller set pc.
+    if (vcpu->over != OVER_NONE && location.pc != vcpu->over_pc)
         over_done(vcpu);
-        return READY;
-    }
     if (vcpu->over == OVER_STEPPING)
         return READY;
     software = software_point_of(vcpu, location.pc);
     hardware = hardware_point_at(location.pc);
     if (!software && !hardware) {
-        over_done(vcpu);
-        return READY;
+        if (vcpu->over != OVER_NONE)
+            over_done(vcpu);
+        return step(vcpu, location.pc) ? AGAIN : READY;
     }
+    if (vcpu->over == OVER_NONE) // it will be hit
+        return READY;
     guard = guard_at(&location, software);
     if (guard) {
         enum readiness readiness = guard_pass(vcpu, guard, location.sp);
@@ -123,6 +153,8 @@ enum readiness over_prepare(struct vcpu *vcpu)
         if (readiness != READY)
             return readiness;
     } else {
+        if (step(vcpu, location.pc))
+            return AGAIN;
         agent.statistics.resumed++;
         if (vcpu->action != AGENT_STEP && in_mode(AGENT_HONOURS_RF) && arch_resume_flag(vcpu)) {
             over_done(vcpu);
@@ -134,15 +166,45 @@ enum readiness over_prepare(struct vcpu *vcpu)
     return READY;
 }
 
-// An owner takes long: its instruction faulted, or QEMU has its thread. The others run meanwhile.
+// An owner, or a vCPU that KVM steps with interrupts blocked: neither may take long.
+static bool is_watched(const struct vcpu *vcpu)
+{
+    return agent.owner == vcpu ||
+           (agent.session && !in_mode(AGENT_RAW_EXITS) && !gate_is_shut(vcpu) &&
+            vcpu->applied.control & KVM_GUESTDBG_SINGLESTEP);
+}
+
+void over_look_after(const struct vcpu *vcpu)
+{
+    if (is_watched(vcpu))
+        watch(true);
+}
+
+// What takes long: an owner whose instruction faulted, or whose thread QEMU has; the others run
+// meanwhile. A step whose instruction the guest's kernel completes when it can: it may sleep, and
+// needs interrupts to wake up.
 void over_watch(void)
 {
-    bool owned;
+    bool watched = false, owner_is_overdue = false;
 
     pthread_mutex_lock(&agent.lock);
-    owned = agent.owner;
+    for_each_vcpu(vcpu)
+    {
+        const unsigned long long entries = vcpu->entries;
+        const bool before = vcpu->watched && entries == vcpu->entries_then;
+
+        vcpu->watched = is_watched(vcpu);
+        vcpu->entries_then = entries;
+        watched |= vcpu->watched;
+        if (!before || !vcpu->watched)
+            continue;
+        vcpu->overdue = is_to_step(vcpu);
+        owner_is_overdue |= agent.owner == vcpu;
+        call_out(vcpu);
+    }
+    watch(watched);
     pthread_mutex_unlock(&agent.lock);
-    if (owned) {
+    if (owner_is_overdue) {
         exclude(NULL); // breaks it off
         readmit(NULL);
     }

@@ -247,6 +247,7 @@ static int resume(struct request *request)
     {
         vcpu->action = AGENT_CONTINUE;
         vcpu->action_flags = 0;
+        vcpu->overdue = false;
         vcpu->debug_stale = true;
     }
     for (size_t i = 0; i < count; i++) {

@@ -16,6 +16,7 @@ void latch(struct vcpu *vcpu, const struct agent_stop *stop)
     vcpu->stop = *stop;
     vcpu->stop.vcpu = vcpu->index;
     vcpu->stop.sequence = ++agent.sequence;
+    vcpu->overdue = false;
     vcpu->attention = true;
     call_out_others(vcpu);
     ring_bell();
@@ -87,6 +88,8 @@ int run_apply_debug(struct vcpu *vcpu)
     struct kvm_guest_debug debug;
     long result;
 
+    if (vcpu->overdue)
+        look_for_stray_step(vcpu);
     arch_debug(vcpu, &debug);
     if (!vcpu->debug_stale && !memcmp(&debug, &vcpu->applied, sizeof(debug)))
         return 0;
@@ -344,6 +347,7 @@ void run_clean_up(void)
     {
         vcpu->action = AGENT_CONTINUE;
         vcpu->over = OVER_NONE;
+        vcpu->overdue = false;
         vcpu->raw_debug = (struct kvm_guest_debug){0};
         run_apply_debug(vcpu);
     }

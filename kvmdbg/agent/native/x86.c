@@ -7,8 +7,13 @@
 
 #define RFLAGS_TF 0x100ull
 #define RFLAGS_RF 0x10000ull
+#define CR4_FRED_CET 0x100800000ull
+#define EFER_SCE 1ull
 #define EFER_LMA 0x400ull
 #define MSR_TSC 0x10
+#define MSR_STAR 0xc0000081
+#define MSR_LSTAR 0xc0000082
+#define MSR_SFMASK 0xc0000084
 #define DR6_BS 0x4000ull
 #define DR6_FIXED 0xffff0ff0ull
 #define DR7_FIXED 0x400ull
@@ -143,8 +148,6 @@ static void arm_registers(const struct vcpu *vcpu, struct kvm_guest_debug *debug
 void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
 {
     const uint32_t merged = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_SINGLESTEP;
-    const bool step = vcpu->action == AGENT_STEP && vcpu->stop.kind == AGENT_RUNNING;
-
     *debug = vcpu->qemu_debug;
     if (in_mode(AGENT_RAW_EXITS))
         *debug = vcpu->raw_debug;
@@ -155,7 +158,7 @@ void arch_debug(const struct vcpu *vcpu, struct kvm_guest_debug *debug)
     if (have_software_points())
         debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
     arm_registers(vcpu, debug);
-    if (!step && vcpu->over != OVER_STEPPING)
+    if (!is_to_step(vcpu) && vcpu->over != OVER_STEPPING)
         return;
     debug->control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
     if (agent.blockirq && !(vcpu->action_flags & AGENT_LET_IRQ))
@@ -295,6 +298,42 @@ bool arch_emulate(struct vcpu *vcpu, const struct point *point)
     regs.rip += simple.length;
     regs.rflags &= ~RFLAGS_RF;
     return get(vcpu, KVM_SET_REGS, &regs) >= 0;
+}
+
+// SYSCALL, as it takes TF away: KVM's step would end where the guest comes back from it. Under
+// shadow stacks and FRED it does more, and is left to do that. AMD64 manual 3, SYSCALL.
+bool arch_step(struct vcpu *vcpu, const uint8_t *code, unsigned valid)
+{
+    static const uint8_t SYSCALL[] = {0x0f, 0x05};
+    struct {
+        struct kvm_msrs list;
+        struct kvm_msr_entry entries[3];
+    } msrs = {.list.nmsrs = 3,
+              .entries = {{.index = MSR_STAR}, {.index = MSR_LSTAR}, {.index = MSR_SFMASK}}};
+    struct kvm_sregs sregs;
+    struct kvm_regs regs;
+    uint16_t selector;
+
+    if (valid < sizeof(SYSCALL) || memcmp(code, SYSCALL, sizeof(SYSCALL)) ||
+        get(vcpu, KVM_GET_REGS, &regs) < 0 || regs.rflags & RFLAGS_TF ||
+        get(vcpu, KVM_GET_SREGS, &sregs) < 0 || !is_64bit(&sregs) || !(sregs.efer & EFER_SCE) ||
+        sregs.cr4 & CR4_FRED_CET || get(vcpu, KVM_GET_MSRS, &msrs) != 3)
+        return false;
+    selector = msrs.entries[0].data >> 32 & 0xfffc;
+    sregs.cs = (struct kvm_segment){
+        .limit = ~0u, .selector = selector, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+    sregs.ss = (struct kvm_segment){.limit = ~0u,
+                                    .selector = (uint16_t)(selector + 8),
+                                    .type = 3,
+                                    .present = 1,
+                                    .db = 1,
+                                    .s = 1,
+                                    .g = 1};
+    regs.rcx = regs.rip + sizeof(SYSCALL);
+    regs.r11 = regs.rflags & ~RFLAGS_RF;
+    regs.rip = msrs.entries[1].data;
+    regs.rflags = (regs.r11 & ~msrs.entries[2].data) | 2;
+    return get(vcpu, KVM_SET_SREGS, &sregs) >= 0 && get(vcpu, KVM_SET_REGS, &regs) >= 0;
 }
 
 unsigned arch_length(const struct point *point)
