@@ -51,7 +51,7 @@ class OwnerClient:
     async def connect(cls, path: Path, *, role: Role = Role.USER, kind: str) -> OwnerClient:
         """Connect to the control socket ``path``; ``kind`` begins the client's id.
 
-        Raises OwnerError when nobody listens or the owner is of another version.
+        Raises OwnerError when nobody listens, the owner ends, or is of another version.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(path, limit=LINE_LIMIT)
@@ -63,8 +63,12 @@ class OwnerClient:
         client = cls(reader, writer)
         try:
             client.id = await client.call(Hello(VERSION, role, kind))
-        except BaseException:
+        except BaseException as error:
             await client.close()
+            if isinstance(error, VmGone):
+                raise OwnerError(
+                    "the owner of the VM ended just now: run the command again"
+                ) from error
             raise
         return client
 

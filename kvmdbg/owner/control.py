@@ -132,14 +132,16 @@ class _Connection:
         call = p.decode_call(line)
         if not isinstance(call.request, p.Hello):
             raise RemoteProtocolError("a control client did not begin with Hello")
+        refusal = ""
         if call.request.version != p.VERSION:
-            failure = p.Failure.of(
-                OwnerError(
-                    f"the VM's owner speaks control protocol {p.VERSION} and this kvmdbg "
-                    f"{call.request.version}: end the VM with the kvmdbg that started it"
-                )
+            refusal = (
+                f"the VM's owner speaks control protocol {p.VERSION} and this kvmdbg "
+                f"{call.request.version}: end the VM with the kvmdbg that started it"
             )
-            self._send(p.Answer(call.id, failure=failure))
+        elif self._host.lifetime.over:
+            refusal = "the VM's owner is about to end: run the command again"
+        if refusal:
+            self._send(p.Answer(call.id, failure=p.Failure.of(OwnerError(refusal))))
             return None
         client = f"{call.request.kind}-{self._number}"
         self._send(p.Answer(call.id, p.encode_result(client)))

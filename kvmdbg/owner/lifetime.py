@@ -57,6 +57,11 @@ class Lifetime:
         """Who is there."""
         return tuple(self._clients.values())
 
+    @property
+    def over(self) -> bool:
+        """Nobody can join any more."""
+        return self._end.done()
+
     def joined(self, client: ClientInfo) -> None:
         """A client came."""
         self._clients[client.id] = client

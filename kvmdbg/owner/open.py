@@ -60,10 +60,23 @@ async def open_owner(
 
     Raises VmNotFound, VmAmbiguous, and what can go wrong with starting.
     """
+    return await _open(name, options, progress, kind, role, boots=True)
+
+
+async def open_running(name: str, *, kind: str) -> OwnerClient:
+    """Connect to a VM that runs already; boots nothing. Raises NotRunning."""
+    return await _open(name, OpenOptions(), SilentProgress(), kind, Role.BRIDGE, boots=False)
+
+
+async def _open(
+    name: str, options: OpenOptions, progress: Progress, kind: str, role: Role, *, boots: bool
+) -> OwnerClient:
     runtime = RuntimeDir.open()
     deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT
     while True:
         found = await asyncio.to_thread(look_up, runtime, name, options.name)
+        if isinstance(found, DefinedVm) and not boots:
+            raise NotRunning(f"the VM {name} is not running: kvmdbg --vm {name} boots it")
         try:
             if isinstance(found, RunningVm):
                 _check_still_applies(found, options)
@@ -77,17 +90,6 @@ async def open_owner(
             ):
                 raise
         await asyncio.sleep(_RETRY)
-
-
-async def open_running(name: str, *, kind: str) -> OwnerClient:
-    """Connect to a VM that runs already; boots nothing. Raises NotRunning."""
-    runtime = RuntimeDir.open()
-    found = await asyncio.to_thread(look_up, runtime, name)
-    if isinstance(found, DefinedVm):
-        raise NotRunning(f"the VM {name} is not running: kvmdbg --vm {name} boots it")
-    if client := await _connect_running(runtime, found, kind, Role.BRIDGE):
-        return client
-    return await _start(runtime, found, OpenOptions(), SilentProgress(), kind, Role.BRIDGE)
 
 
 def _check_still_applies(found: RunningVm, options: OpenOptions) -> None:

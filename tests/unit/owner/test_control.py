@@ -14,7 +14,7 @@ from kvmdbg.errors import Busy, MemoryFault, OwnerError, VmGone, VmRunning
 from kvmdbg.owner import protocol as p
 from kvmdbg.owner.client import OwnerClient
 from kvmdbg.owner.control import ControlServer
-from kvmdbg.owner.lifetime import Lifetime
+from kvmdbg.owner.lifetime import End, Lifetime
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
 from kvmdbg.target.stops import BreakpointHit, Frozen, ResumePlan, Stepped, Stop
@@ -205,6 +205,22 @@ async def test_an_owner_that_vanishes_is_told_apart(tmp_path: Path) -> None:
 async def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(OwnerError, match="does not answer"):
         await OwnerClient.connect(tmp_path / "none", kind="test")
+
+
+async def test_an_owner_that_is_about_to_end_takes_nobody(host: FakeHost, tmp_path: Path) -> None:
+    host.lifetime.end(End.QUIT)
+    with pytest.raises(OwnerError, match="about to end"):
+        await OwnerClient.connect(tmp_path / "c", kind="test")
+    assert not host.lifetime.clients
+
+
+async def test_an_owner_that_ends_at_the_greeting_did_not_answer(tmp_path: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_unix_server(hang_up, tmp_path / "e"):
+        with pytest.raises(OwnerError, match="ended just now"):
+            await OwnerClient.connect(tmp_path / "e", kind="test")
 
 
 async def test_another_version_is_refused_in_words(host: FakeHost, tmp_path: Path) -> None:
