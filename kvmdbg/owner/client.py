@@ -63,12 +63,11 @@ class OwnerClient:
         client = cls(reader, writer)
         try:
             client.id = await client.call(Hello(VERSION, role, kind))
-        except BaseException as error:
+        except VmGone as error:
             await client.close()
-            if isinstance(error, VmGone):
-                raise OwnerError(
-                    "the owner of the VM ended just now: run the command again"
-                ) from error
+            raise OwnerError("the owner of the VM ended just now: run the command again") from error
+        except BaseException:
+            await client.close()
             raise
         return client
 

@@ -19,7 +19,7 @@ from tests.contract.guest import Guest, LiveVm, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
 from tests.contract.subject import Subject, number
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
 HITS = int(os.environ.get("KVMDBG_EXACT_HITS", "100_000"))
 """How many are wanted; a KVM that is itself emulated makes do with fewer."""

@@ -1,6 +1,8 @@
 // Passing a breakpoint: executing the instruction under it without hitting it again. Cheapest
 // first: emulate the instruction; let KVM suppress a debug register's hit; single-step, for a
 // software breakpoint with the original byte lifted into place and every other vCPU out of KVM_RUN.
+// The user's steps come by here too: some are made by hand, and none may keep interrupts away for
+// long.
 
 #include "agent.h"
 
