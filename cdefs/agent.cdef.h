@@ -233,7 +233,7 @@ struct agent_statistics {
 };
 
 enum agent_clock_state {
-  AGENT_UNSEEN = 0, // no stop was long enough to see
+  AGENT_UNSEEN = 0, // no stop was long enough to see, or the TSC stands still by itself
   AGENT_STILL = 1,
   AGENT_DEAF = 2 // KVM refuses to move the TSC, or does nothing: it is not tried again
 };

@@ -4,7 +4,10 @@
 
 #include "agent.h"
 
-enum { JUDGED_FROM = 20000000 }; // nanoseconds
+enum {
+    JUDGED_FROM = 20000000, // nanoseconds
+    SLOWEST = 4             // nanoseconds for a cycle, of a counter that runs on
+};
 
 static struct vcpu *measured; // NULL: nothing is to be kept
 static uint64_t count_then;
@@ -36,12 +39,13 @@ static int shift_all(int64_t cycles)
     return 0;
 }
 
-// A KVM may take the order and do nothing (PVM). What is small is not told from the time it takes.
+// A KVM may take the order and do nothing (PVM). What is small is not told from the time it takes,
+// and where the counter stood still by itself (below) there is nothing to tell.
 static void judge(int64_t wanted, int64_t moved, uint64_t took)
 {
     const uint64_t held = now() - agent.held_since;
 
-    if (held > JUDGED_FROM && wanted < 0 && took < held / 4)
+    if (held > JUDGED_FROM && wanted < -(int64_t)(held / SLOWEST) && took < held / 4)
         agent.clock = moved < wanted / 2 ? AGENT_STILL : AGENT_DEAF;
 }
 
