@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +18,7 @@ from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.capabilities import Engine
 from tests.contract.guest import Guest, LiveVm, build, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
-from tests.contract.subject import BOOT, Subject, interrupted
+from tests.contract.subject import BOOT, Subject, interrupted, within
 from tests.support.fake_engine import CODE, DATA, RAM_BASE, RAM_SIZE, Access, FakeVm
 
 
@@ -140,6 +139,7 @@ async def live_subject(vm: LiveVm, engine: Engine) -> Subject:
         counter_gpa=platform.gpa(at["counters"]),
         last_page=platform.small,
         last_page_end=Gva(platform.small + 0x1000),
+        look=vm.threads,
     )
     await reach_loop(vm, subject)
     return subject
@@ -157,7 +157,7 @@ async def reach_loop(vm: LiveVm, subject: Subject) -> None:
     # A pause meets vCPU 0 in its interrupt handler more often than not.
     start = BreakpointSpec(BreakpointKind.HARDWARE, vm.guest.symbols["loop"])
     await subject.engine.breakpoints.insert(start)
-    async with asyncio.timeout(10):
+    async with within(subject, 10):
         for _ in range(2):
             await subject.run()
     await subject.engine.breakpoints.remove(start)

@@ -61,6 +61,11 @@ class LiveVm:
     run_control: QmpRunControl
     monitor: QmpMonitor
 
+    def threads(self) -> str:
+        """What each thread of QEMU is doing, for who waited for it in vain."""
+        folders = sorted(Path(f"/proc/{self.process.pid}/task").glob("*"))
+        return "\n".join(["QEMU's threads:", *map(_thread, folders)])
+
     async def engine(self, *, direct_memory: bool = True) -> StubEngine:
         """Open the stub engine."""
         return await StubEngine.open(
@@ -82,6 +87,15 @@ class LiveVm:
         )
 
 
+def _thread(folder: Path) -> str:
+    said = []
+    # The kernel's stack is for root.
+    for name in ("comm", "syscall", "stack"):
+        with contextlib.suppress(OSError):
+            said.append(" < ".join((folder / name).read_text().split("\n")).rstrip("< "))
+    return f"  {folder.name} {'; '.join(said)}"
+
+
 _TCG = ("-accel", "tcg")
 _KVM = ("-accel", "kvm", "-cpu", "qemu64,-cx16")
 """What not every KVM has is not offered."""
@@ -96,6 +110,7 @@ async def live_vm(
     command = [
         *(f"qemu-system-{guest.platform.name}", *guest.platform.qemu, *(_KVM if agent else _TCG)),
         *("-nodefaults", "-display", "none", "-S", "-no-shutdown"),
+        *("-name", "contract,debug-threads=on"),
         *("-m", "32", "-smp", str(vcpus), "-bios", str(guest.firmware)),
         *("-qmp", f"unix:{qmp},server=on,wait=off"),
         *("-chardev", f"socket,id=stub,path={stub},server=on,wait=off", "-gdb", "chardev:stub"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -44,6 +46,8 @@ class Subject:
     last_page_end: Gva
     lacks_watch: str = ""
     """Why this host cannot stop at an access to memory, if so."""
+    look: Callable[[], str] = str
+    """What the threads of its QEMU, if it has one, are doing."""
 
     async def watch(self, spec: BreakpointSpec) -> None:
         """Insert a watchpoint, or skip the test where this host has none."""
@@ -83,12 +87,23 @@ class Subject:
         return int.from_bytes(await self.engine.memory.read(BOOT, self.counter, 8), "little")
 
 
+@contextlib.asynccontextmanager
+async def within(subject: Subject, seconds: float) -> AsyncIterator[None]:
+    """As ``asyncio.timeout``, and the failure says what QEMU was doing."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        error.add_note(subject.look())
+        raise
+
+
 async def interrupted(subject: Subject, *, after: float, plan: ResumePlan | None = None) -> Stop:
     """Let it run for ``after`` seconds, then interrupt it."""
     run = asyncio.create_task(subject.run(plan))
     await asyncio.sleep(after)
     await subject.engine.execution.interrupt()
-    async with asyncio.timeout(10):
+    async with within(subject, 10):
         return await run
 
 

@@ -31,7 +31,7 @@ from kvmdbg.wire.structs import ClockState
 from tests.contract.conftest import agent_subject, kvm_abilities
 from tests.contract.guest import Guest, LiveVm, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
-from tests.contract.subject import BOOT, Subject, interrupted, number, runs_on
+from tests.contract.subject import BOOT, Subject, interrupted, number, runs_on, within
 
 pytestmark = pytest.mark.vm
 
@@ -153,7 +153,7 @@ async def test_a_step_of_syscall_leads_into_the_kernel(
         await subject.engine.breakpoints.insert(BreakpointSpec(kind, at["stored"]))
     flags = await subject.register("eflags")
     assert flags & 0x200
-    async with asyncio.timeout(10):
+    async with within(subject, 10):
         assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
     assert await subject.pc() == at["answer"]
     assert await subject.register("rcx") == at["stored"] + 2
@@ -180,7 +180,7 @@ async def test_a_step_may_wait_for_an_interrupt(vm: LiveVm, subject: Subject) ->
     for _ in range(5):
         await subject.set_register("pc", at["stored"])
         ticks = await number(subject, at["ticks"])
-        async with asyncio.timeout(10):
+        async with within(subject, 10):
             assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
         if await subject.pc() == handler + 1:
             pytest.skip("the host's KVM emulates ring 0, and steps into the handler")
