@@ -134,7 +134,7 @@ packets: images ## record what each client sends in the live tests, into the REA
 	$(BIN)/python -m tests.packets
 
 .PHONY: bench
-bench: images ## RSP round trips, beside QEMU's own stub
+bench: images ## RSP round trips, and what gdb makes of them, beside QEMU's own stub
 	$(BIN)/python -m tests.bench
 
 SECONDS ?= 600

@@ -43,6 +43,14 @@ class QmpEvent:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+class _Client(QMPClient):
+    """The library's, which makes text for its log of every message, whether anybody reads it or
+    not; each step of the guest is two events."""
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+
+
 def _ignore(_event: QmpEvent) -> None:
     pass
 
@@ -59,7 +67,7 @@ class QmpConnection:
         self._closed: asyncio.Task[None] | None = None
 
     def _new_client(self) -> QMPClient:
-        client = QMPClient()
+        client = _Client()
         # A filter sees each event as it is read, before any later reply: order is kept, and
         # since it takes none, the library's queue and history stay empty.
         client.events.event_filter = self._deliver

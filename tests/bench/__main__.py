@@ -1,4 +1,4 @@
-"""``make bench``: RSP round trips with kvmdbg, beside QEMU's own stub.
+"""``make bench``: RSP round trips, and what gdb makes of them, beside QEMU's own stub.
 
 Both serve the same kernel, stopped at the same function; the same client asks both in turn, in the
 same run, so that the ratios mean something on any machine.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import contextlib
 import statistics
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-import kvmdbg
+from tests.bench import gdbs
+from tests.bench.rivals import Rivals, rivals
 from tests.bench.wire import Wire
+from tests.support import demo
 
 STOP_AT = "do_sys_openat2"
 MEMORY = "init_task"
@@ -33,43 +29,16 @@ PACKETS = {
     "s": "one step",
 }
 
-# Options of the VM's own QEMU that would make a second one use the same sockets.
-_PRIVATE = {"-name", "-chardev", "-mon", "-gdb", "-serial"}
 
-
-@contextmanager
-def plain_qemu(pid: int) -> Iterator[Path]:
-    """A QEMU like that of ``pid``, with nothing of kvmdbg; yields its stub's socket."""
-    argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
-    options = iter(argv[1:])
-    kept = [argv[0]]
-    for option in options:
-        if option in _PRIVATE:
-            next(options)
-        else:
-            kept.append(option)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "stub.sock")
-        kept += ["-gdb", f"unix:{path},server=on,wait=off", "-serial", "null"]
-        process = subprocess.Popen(kept)
-        try:
-            deadline = time.monotonic() + 10
-            while not path.exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            yield path
-        finally:
-            process.kill()
-            process.wait()
-
-
-def compare(ours: Path, pid: int, symbols: tuple[int, int], rounds: int, repeats: int) -> Table:
+def compare(servers: Rivals, rounds: int, repeats: int) -> Table:
     """Measure both, alternating, and tell the medians."""
-    stop_at, memory = symbols
+    memory = demo.kernel()[MEMORY]
     table = Table("packet", "", "kvmdbg µs", "QEMU's stub µs", "kvmdbg /s", "stub /s", "ratio")
-    with plain_qemu(pid) as theirs:
-        wires = [Wire(ours), Wire(theirs)]
+    with contextlib.ExitStack() as stack:
+        wires = [Wire(servers.kvmdbg), Wire(servers.stub)]
         for wire in wires:
-            wire.run_to(stop_at)
+            stack.callback(wire.close)
+            wire.run_to(demo.kernel()[STOP_AT])
         for packet, meaning in PACKETS.items():
             payload = b"m%x,800" % memory if packet == "m" else packet.encode()
             times: list[list[float]] = [[], []]
@@ -86,31 +55,25 @@ def compare(ours: Path, pid: int, symbols: tuple[int, int], rounds: int, repeats
                 f"{1 / stub:,.0f}",
                 f"{stub / mine:.2f}×",
             )
-        for wire in wires:
-            wire.close()
     return table
 
 
 async def main() -> None:
-    """Parse arguments, start both, print the table."""
+    """Parse arguments, start both, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1000, help="round trips per sample")
     parser.add_argument(
         "--repeats", type=int, default=7, help="samples, of which the median counts"
     )
     arguments = parser.parse_args()
-    async with kvmdbg.open("demo", instance=f"bench-{os.getpid()}") as vm:
-        symbols = (vm.address(STOP_AT), vm.address(MEMORY))
-        table = await asyncio.to_thread(
-            compare,
-            Path(vm.status.gdb_socket),
-            vm.status.pid,
-            symbols,
-            arguments.rounds,
-            arguments.repeats,
-        )
-        table.title = f"RSP round trips, median of {arguments.repeats} × {arguments.rounds}"
-        Console().print(table)
+    repeats = arguments.repeats
+    async with rivals() as servers:
+        wire = await asyncio.to_thread(compare, servers, arguments.rounds, repeats)
+        wire.title = f"RSP round trips, median of {repeats} × {arguments.rounds}"
+        Console().print(wire)
+        whole = await asyncio.to_thread(gdbs.compare, servers, repeats)
+        whole.title = f"gdb, median of {repeats}"
+        Console().print(whole)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 from kvmdbg.errors import AttachError, RemoteProtocolError, TargetError, VmGone, WaitTimeout
 from kvmdbg.rsp.client.session import ClientSession, Reply, Stop, Unsolicited
@@ -92,8 +93,7 @@ class StubConnection(asyncio.Protocol):
         return self._answer
 
     async def _wait(self, answer: asyncio.Future[Reply | Stop], timeout: float) -> Reply | Stop:
-        done, _ = await asyncio.wait({answer}, timeout=timeout)
-        if not done:
+        if not await settled(answer, timeout):
             raise _silent(timeout)
         return answer.result()
 
@@ -198,6 +198,30 @@ class StubConnection(asyncio.Protocol):
                 self._send(self._session.resend())
 
         asyncio.get_running_loop().call_later(_LOST_PACKET_TIMEOUT, resend)
+
+
+async def settled(future: asyncio.Future[Any], timeout: float | None) -> bool:
+    """Wait for ``future``, ``timeout`` seconds at most; True once it is done.
+
+    As :func:`asyncio.wait` it lets the future be when the caller is cancelled; it is for one, and
+    every request comes by here.
+    """
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    future.add_done_callback(wake)
+    timer = None if timeout is None else loop.call_later(timeout, wake)
+    try:
+        await waiter
+    finally:
+        future.remove_done_callback(wake)
+        if timer is not None:
+            timer.cancel()
+    return future.done()
 
 
 def _silent(timeout: float) -> WaitTimeout:

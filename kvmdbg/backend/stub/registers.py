@@ -8,7 +8,7 @@ from kvmdbg.addr import VcpuIndex
 from kvmdbg.arch import Architecture, Register
 from kvmdbg.backend import hmp
 from kvmdbg.backend.stub.connection import StubConnection, describe
-from kvmdbg.backend.stub.layout import Slot, included, parse_layout, resized
+from kvmdbg.backend.stub.layout import Cutter, Slot, included, parse_layout, resized
 from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.backend.values import checked_register, register_of
 from kvmdbg.errors import RegisterError, RemoteProtocolError
@@ -44,6 +44,8 @@ class StubRegisters:
             next((layout[name] for name in register.names if name in layout), None)
             for register in arch.registers
         ]
+        sizes = [register.size for register in arch.block]
+        self._cutter = Cutter(list(zip(self._slots, sizes, strict=False)))
         self._blocks: dict[VcpuIndex, list[bytes | None]] = {}
         self._single: dict[tuple[VcpuIndex, int], bytes | None] = {}
         self._system: dict[VcpuIndex, dict[str, int]] = {}
@@ -65,10 +67,7 @@ class StubRegisters:
                 raise RegisterError(
                     f"the registers of vCPU {vcpu} cannot be read: {describe(reply)}"
                 ) from error
-            self._blocks[vcpu] = [
-                slot.cut(data, register.size) if slot else None
-                for register, slot in zip(self._arch.block, self._slots, strict=False)
-            ]
+            self._blocks[vcpu] = self._cutter.cut(data)
         return list(self._blocks[vcpu])
 
     async def read_register(self, vcpu: VcpuIndex, number: int) -> bytes | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from kvmdbg.addr import VcpuIndex
-from kvmdbg.backend.stub.connection import StubConnection, describe
+from kvmdbg.backend.stub.connection import StubConnection, describe, settled
 from kvmdbg.backend.stub.silence import SilenceGuard
 from kvmdbg.backend.stub.threads import Threads
 from kvmdbg.errors import TargetError, VmGone
@@ -92,8 +91,8 @@ class Resumption:
         self._threads.stopped_by(None)
         stops = self._run_control.stops
         answer = self._connection.resume(requests.vcont(self._actions(plan)))
-        done, _ = await asyncio.wait({answer}, timeout=patience)
-        if not done:
+        patient = await settled(answer, patience)
+        if not patient:
             await self._pause()
             await self._connection.stopped(STOP_TIMEOUT)
         stop = _stop_of(await answer)
@@ -106,7 +105,7 @@ class Resumption:
         # A step that hits a watchpoint is two reasons to stop: QEMU keeps one for later.
         if vcpu not in stepped or stop.watch is None:
             self.armed.discard(vcpu)
-        return Outcome(stop, vcpu, impatient=not done, stray=vcpu in stray)
+        return Outcome(stop, vcpu, impatient=not patient, stray=vcpu in stray)
 
     async def back(self, *, step: bool, anyway: bool = False) -> Outcome:
         """Run backwards, in a replay only: QEMU aborts elsewhere. Where the reply has SIGINT, QEMU

@@ -1,6 +1,6 @@
 import pytest
 
-from kvmdbg.backend.stub.layout import Slot, included, parse_layout, resized
+from kvmdbg.backend.stub.layout import Cutter, Slot, included, parse_layout, resized
 from kvmdbg.errors import RemoteProtocolError
 
 TARGET = (
@@ -39,7 +39,13 @@ def test_what_is_no_xml_is_the_peers_fault() -> None:
 
 def test_widths_are_made_ours() -> None:
     block = bytes(range(1, 13))
-    assert Slot(1, 8, 4).cut(block, 8) == b"\x09\x0a\x0b\x0c\0\0\0\0"
-    assert Slot(0, 0, 8).cut(block, 4) == b"\x01\x02\x03\x04"
-    assert Slot(2, 12, 4).cut(block, 4) is None
+    cutter = Cutter([(Slot(1, 8, 4), 8), (Slot(0, 0, 8), 4), (None, 4), (Slot(0, 0, 8), 8)])
+    assert cutter.cut(block) == [b"\x09\x0a\x0b\x0c\0\0\0\0", block[:4], None, block[:8]]
     assert resized(b"", 2) == b"\0\0"
+
+
+def test_what_a_short_block_lacks_is_not_there() -> None:
+    cutter = Cutter([(Slot(0, 0, 8), 8), (Slot(1, 8, 4), 8), (Slot(2, 12, 4), 4)])
+    assert cutter.cut(bytes(16)) == [bytes(8), bytes(8), bytes(4)]
+    assert cutter.cut(bytes(13)) == [bytes(8), bytes(8), None]
+    assert cutter.cut(bytes(9)) == [bytes(8), None, None]
