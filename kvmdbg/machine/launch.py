@@ -214,9 +214,9 @@ def _history(
         return _History(new_recording(definition, options.record), machine, notices=(recorded,))
     assert options.replay is not None
     contents = open_recording(definition, options.replay, machine)
-    end = contents.instructions - 1  # the last may be the one that shuts the machine down
     replayed = f"the run is a replay of {options.replay}: gdb can go back in it"
-    return _History(replay_arguments(definition, options.replay), {}, end, (replayed,))
+    arguments = replay_arguments(definition, options.replay)
+    return _History(arguments, {}, contents.instructions, (replayed,))
 
 
 async def _identity(process: ExitWatch, folder: VmFolder) -> ProcessId:

@@ -21,7 +21,7 @@ from kvmdbg.errors import LaunchError, MonitorError, VmGone
 from kvmdbg.machine.boards import BOARDS
 from kvmdbg.machine.define import BootFiles, Definition
 from kvmdbg.target.capabilities import MonitorQuery
-from kvmdbg.target.runstate import RunEvent
+from kvmdbg.target.runstate import RunEvent, VmRunState
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _HEADER = 4  # bytes; zero until QEMU has closed the log
 
 class Contents(msgspec.Struct, frozen=True):
     """FILE.json. ``machine``: what the log means nothing without, by name; ``instructions``: how
-    many were executed."""
+    many can be replayed."""
 
     machine: dict[str, str]
     instructions: int
@@ -144,9 +144,14 @@ class Recording:
     async def note_end(self) -> None:
         """The VM is about to be ended: the recording will be good until here."""
         try:
-            self.instructions = (await self.monitor.qmp("query-replay"))["icount"]
+            executed = (await self.monitor.qmp("query-replay"))["icount"]
+            state = (await self.monitor.qmp("query-status"))["status"]
         except (MonitorError, VmGone) as error:
             log.warning("the end of the recording %s is not known: %s", self.file, error)
+            return
+        # The last instruction of a machine that shut itself down does so in a replay, too, and QEMU
+        # cannot be led back from there.
+        self.instructions = executed - (VmRunState(state) is VmRunState.SHUTDOWN)
 
     def on_event(self, event: RunEvent) -> None:
         """For :meth:`kvmdbg.target.capabilities.RunControl.subscribe`."""

@@ -75,6 +75,8 @@ class Client:
     """The stop that it was told last."""
     waits: bool = False
     """It looks, and waits for the next stop; till then it does not mind that the VM runs."""
+    steps: bool = False
+    """What it did last was a step forwards."""
     pretends: VcpuIndex | None = None
     """It looks, and wanted to step this vCPU: it will be told that it did, and of no stop."""
     killed: bool = False

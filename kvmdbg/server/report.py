@@ -50,7 +50,7 @@ _WATCHES = {
 _CAUSES = {BreakpointKind.SOFTWARE: Cause.SOFTWARE, BreakpointKind.HARDWARE: Cause.HARDWARE}
 
 
-async def tell_stop(client: Client, stop: Stop) -> StopReply:
+async def tell_stop(client: Client, stop: Stop) -> Stopped:
     """The stop reply for ``stop``; what ``client`` asks next is about that.
 
     One that pretends to step is told so: gdb takes a breakpoint that it has just stepped off for
@@ -58,6 +58,10 @@ async def tell_stop(client: Client, stop: Stop) -> StopReply:
     """
     told = stop if client.pretends is None else Stop(client.pretends, Stepped())
     reply = await _stop_reply(client.vm, told, client.id, client.vm.hit)
+    if client.steps:
+        # gdb (13 to 18) that steps off a breakpoint, into the end of a recording, waits for the
+        # end of that step for ever after.
+        reply = replace(reply, edge=None)
     client.shown(stop)
     return reply
 
@@ -127,6 +131,8 @@ def explain(vm: Vm, reason: StopReason, client: ClientId) -> str | None:
             return "the guest panicked; it cannot run on, monitor system_reset resets it"
         case ShutDown():
             return "the guest shut down; it cannot run on, monitor system_reset resets it"
+        case HistoryEnd(first=False):
+            return "the recording ends here"
         case Halted(state):
             return f"QEMU stopped the VM, its state is {state.value}"
         case _:

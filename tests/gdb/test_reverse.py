@@ -23,6 +23,9 @@ pytestmark = pytest.mark.gdb
 BEGIN = 0xFFF0
 """pc of the first instruction."""
 
+LAST = "rest_init"
+"""Where the recording ends."""
+
 
 @asynccontextmanager
 async def opened(**files: Any) -> AsyncIterator[Vm]:
@@ -40,9 +43,9 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     async def record() -> None:
         async with opened(record=file) as vm:
-            await vm.run_to("rest_init")
+            await vm.run_to(LAST)
             with pytest.raises(Unsupported, match="is recorded and cannot be changed"):
-                await vm.write(demo.kernel()["rest_init"], b"\x90")
+                await vm.write(demo.kernel()[LAST], b"\x90")
             assert not file.exists()
 
     asyncio.run(record())
@@ -110,9 +113,13 @@ async def test_there_and_back(recording: Path) -> None:
 
         await gdb.cli("delete")
         assert await go(gdb, "continue") == "history"
+        assert await gdb.value("$pc") == demo.kernel()[LAST]
         end = (await position(vm), await state(gdb))
         assert await go(gdb, "continue") == "history"
-        assert await go(gdb, "stepi") == "history"
+        said = len(gdb.console)
+        await go(gdb, "stepi")
+        assert "the recording ends here" in "".join(gdb.console[said:])
+        assert (await position(vm), await state(gdb)) == end
         assert await go(gdb, "reverse-stepi") == "end-stepping-range"
         assert await position(vm) == end[0] - 1
         assert await go(gdb, "continue") == "history"
@@ -122,6 +129,31 @@ async def test_there_and_back(recording: Path) -> None:
             await gdb.cli("set var $rax = 1")
         await go(gdb, "reverse-stepi")
         assert "is a replay and cannot be changed" in "".join(gdb.console)
+
+
+async def test_breakpoints_at_the_end_and_right_before(recording: Path) -> None:
+    """gdb steps off a breakpoint before it goes on, and must not wait for the end of that."""
+    async with replayed(recording) as (vm, gdb):
+        await gdb.cli(f"hbreak *{LAST}")
+        assert await go(gdb, "continue") == "breakpoint-hit"
+        end = await position(vm)
+        await go(gdb, "stepi")
+        await go(gdb, "continue")
+        assert await position(vm) == end
+        assert await go(gdb, "reverse-stepi") == "end-stepping-range"
+        assert await position(vm) == end - 1
+
+        await gdb.cli("delete")
+        await gdb.cli("hbreak *$pc")
+        # What is right before where the search begins is found, too.
+        await go(gdb, "stepi")
+        assert await position(vm) == end
+        assert await go(gdb, "reverse-continue") == "breakpoint-hit"
+        assert await position(vm) == end - 1
+        # A step from a breakpoint that leads to the end is a step.
+        assert await go(gdb, "stepi") == "end-stepping-range"
+        assert await go(gdb, "reverse-stepi") in ("end-stepping-range", "breakpoint-hit")
+        assert await position(vm) == end - 1
 
 
 async def test_back_to_what_wrote_it(recording: Path) -> None:
@@ -141,6 +173,10 @@ async def test_back_to_what_wrote_it(recording: Path) -> None:
         assert await go(gdb, "continue") == "watchpoint-trigger"
         assert await gdb.value("*(long *)&jiffies_64") == after
         assert demo.function_at(await gdb.value("$pc")) == demo.function_at(written)
+        # It is the last instruction before this.
+        assert await go(gdb, "reverse-continue") == "watchpoint-trigger"
+        assert await gdb.value("*(long *)&jiffies_64") == after - 1
+        assert await gdb.value("$pc") == written
 
 
 async def test_a_search_that_is_interrupted_ends_where_it_began(recording: Path) -> None:

@@ -8,6 +8,7 @@ this hides:
 - A watched access is shown as made, where going back has to unmake it.
 - A search that is interrupted goes on with the next resumption, whatever that is.
 - A seek stops at breakpoints.
+- It does not look at the instruction right before the one where it begins.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kvmdbg.backend.stub.breakpoints import StubBreakpoints
 from kvmdbg.backend.stub.replay import NEAR, Replay
 from kvmdbg.backend.stub.resumption import Resumption
 from kvmdbg.rsp.stops import SIGNAL_TRAP
-from kvmdbg.target.stops import HistoryEnd, Paused, ResumePlan, Stepped, Stop
+from kvmdbg.target.stops import HistoryEnd, Paused, ResumePlan, Stepped, Stop, WatchpointHit
 
 _FIRST = VcpuIndex(0)
 
@@ -48,6 +49,8 @@ class Backwards:
             return Stop(_FIRST, HistoryEnd(first=True))
         try:
             await self._approach(origin)
+            if not step and (stop := await self._at_last(origin)):
+                return stop
             await self._replay.depart()
             outcome = await self._resumption.back(step=step)
             if outcome.reply is None:
@@ -71,6 +74,27 @@ class Backwards:
             await self._replay.snapshot("near")
             await self._seek(origin)
 
+    async def _at_last(self, origin: int) -> Stop | None:
+        """What QEMU would miss, of the last instruction before ``origin``."""
+        await self._seek(origin - 1)
+        self._forget_guest()
+        if (hit := self._breakpoints.hit_at(await self._pc(_FIRST))) is not None:
+            return Stop(_FIRST, hit)
+        if (access := await self._access(origin - 1)) is not None:
+            return Stop(_FIRST, access)
+        await self._seek(origin)
+        return None
+
+    async def _access(self, position: int) -> WatchpointHit | None:
+        """The watched access that the instruction at ``position`` makes, if it makes one; the VM is
+        there, and is there again."""
+        made = await self._resumption.go(ResumePlan.step(_FIRST), self._resumption.masked)
+        await self._seek(position)
+        self._forget_guest()
+        if made.reply is None or made.reply.watch is None:
+            return None
+        return self._breakpoints.watch_hit(*made.reply.watch)
+
     async def _give_up(self, origin: int) -> None:
         """QEMU was stopped in the middle of a search: go to where it began. Breakpoints count again
         once a search has ended, so QEMU is given one that ends at once."""
@@ -87,9 +111,5 @@ class Backwards:
         if position == 0:
             return Stop(vcpu, HistoryEnd(first=True))
         await self._seek(position - 1)
-        access = await self._resumption.go(ResumePlan.step(vcpu), self._resumption.masked)
-        await self._seek(position - 1)
-        self._forget_guest()
-        if access.reply is None or access.reply.watch is None:
-            return Stop(vcpu, Paused())
-        return Stop(vcpu, self._breakpoints.watch_hit(*access.reply.watch))
+        access = await self._access(position - 1)
+        return Stop(vcpu, access or Paused())

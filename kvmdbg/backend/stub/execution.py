@@ -169,20 +169,24 @@ class StubExecution:
         mode = self._resumption.masked
         patience = STEP_PATIENCE if stepped else None
         attempts = STEP_ATTEMPTS
+        has_run = False
         while True:
             overlooked = await self._at_breakpoint(plan)
             if overlooked is not None:
                 return overlooked
             if self._replay is not None and not await self._replay.advance():
-                return Stop(self._threads.vcpus[0], HistoryEnd(first=False))
+                return await self._at_end(has_run)
+            has_run = True
             try:
                 outcome = await self._resumption.go(plan, mode, patience)
             finally:
                 self._forget_guest()
             stop = await self._explain(outcome, plan)
+            moved = [v for v in stepped if await self._registers.read_block(v) != origins[v]]
+            if stop is None and moved and self._replay is not None:
+                return Stop(moved[0], Stepped())  # to where the replay was due
             if stop is None:
                 continue
-            moved = [v for v in stepped if await self._registers.read_block(v) != origins[v]]
             if stop.reason == Stepped() and stop.vcpu not in moved and attempts > 1:
                 attempts -= 1
             elif not _was_impatience(outcome) or self._resumption.interrupted:
@@ -191,6 +195,12 @@ class StubExecution:
                 return Stop(moved[0], Stepped())
             else:
                 mode, patience = self._resumption.timed, None
+
+    async def _at_end(self, arrived: bool) -> Stop:
+        """A replay goes no further; what was met there is told to who has just ``arrived``."""
+        vcpu = self._threads.vcpus[0]
+        hit = self._breakpoints.hit_at(await self._pc(vcpu)) if arrived else None
+        return Stop(vcpu, hit or HistoryEnd(first=False))
 
     async def _at_breakpoint(self, plan: ResumePlan) -> Stop | None:
         """A hit that QEMU would miss, as it steps a vCPU that should continue."""

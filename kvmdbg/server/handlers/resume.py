@@ -122,6 +122,7 @@ async def _resume(client: Client, plan: ResumePlan) -> Outcome:
     if not client.drives:
         return await _look(client, plan)
     vm.clients.drive(client.id)
+    client.steps = not plan.back and Action.STEP in map(plan.action, vm.vcpus)
     await vm.resume(plan)
     return Running()
 
