@@ -231,6 +231,7 @@ def _walk(regime: _Regime, address: int) -> WalkResult:
 AARCH64 = Architecture(
     name="aarch64",
     gdb_name="aarch64",
+    elf_machines=(183,),
     features=(_CORE, _FPU, _SYSTEM, _EL2, _IDENTITY),
     pc="pc",
     sp="sp",

@@ -70,6 +70,8 @@ class Architecture:
 
     name: str
     gdb_name: str
+    elf_machines: tuple[int, ...]
+    """``e_machine`` of programs that run on it."""
     features: tuple[Feature, ...]
     pc: str
     sp: str

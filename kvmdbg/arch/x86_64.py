@@ -144,6 +144,7 @@ def _walk_legacy(values: dict[str, int], address: int) -> WalkResult:
 X86_64 = Architecture(
     name="x86_64",
     gdb_name="i386:x86-64",
+    elf_machines=(62, 3),
     features=(_CORE, _SSE, _SEGMENTS, _SYSTEM, _ON_DEMAND),
     pc="rip",
     sp="rsp",

@@ -35,24 +35,36 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"kvmdbg {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more of what happens")
-    parser.add_argument(
-        "--vm",
-        metavar="NAME",
-        help="a running VM (its name, any QEMU's -name, or pid:N), or a definition",
-    )
+    _add_vm(parser)
     _add_client_options(parser.add_argument_group("how to debug it"))
     _add_vm_options(parser.add_argument_group("how to run it"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    commands.add_parser("ls", help="show running and defined VMs")
-    doctor = commands.add_parser("doctor", help="show what this host's KVM and QEMU really do")
+
+    def add(name: str, purpose: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=purpose, description=purpose)
+
+    add("ls", "show running and defined VMs")
+    doctor = add("doctor", "show what this host's KVM and QEMU really do")
     doctor.add_argument("--json", action="store_true", help="print the whole report as JSON")
-    images = commands.add_parser("images", help="build VM images, or show what there is")
+    images = add("images", "build VM images, or show what there is")
     images.add_argument("image", nargs="?", metavar="NAME", help="build this one")
-    commands.add_parser("console", help="with --vm: the guest's serial line; Ctrl-] detaches")
-    commands.add_parser("quit", help="with --vm: end a VM that kvmdbg booted, leave any other")
-    completion = commands.add_parser("completion", help="print a completion script")
+    for name, purpose in (
+        ("console", "with --vm: the guest's serial line; Ctrl-] detaches"),
+        ("quit", "with --vm: end a VM that kvmdbg booted, leave any other"),
+    ):
+        _add_vm(add(name, purpose), default=argparse.SUPPRESS)  # before or after the command
+    completion = add("completion", "print a completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
+
+
+def _add_vm(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument(
+        "--vm",
+        metavar="NAME",
+        default=default,
+        help="a running VM (its name, any QEMU's -name, or pid:N), or a definition",
+    )
 
 
 def _add_client_options(group: argparse._ArgumentGroup) -> None:
@@ -118,7 +130,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments.overrides = dict(_override(text) for text in arguments.overrides)
     if gdb_args and not arguments.gdb:
         raise UsageError("arguments after -- are for gdb: say --gdb too (see kvmdbg --help)")
-    if arguments.command in (None, "console", "quit") and arguments.vm is None:
+    if arguments.command in (None, "console", "quit") and not arguments.vm:
         raise UsageError("which VM? say --vm NAME (kvmdbg ls shows them)")
     return arguments
 

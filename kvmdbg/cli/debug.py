@@ -93,12 +93,12 @@ def _tell(event: VmEvent, ended: asyncio.Future[Gone]) -> None:
 
 async def _watch(status: VmStatus, ended: asyncio.Future[Gone]) -> int:
     """Stay until Ctrl-C or the VM's end, telling what happens."""
-    say(f"connect with: {await connect_hint(status)}")
-    say("Ctrl-C leaves; the VM " + _after_leaving(status))
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted.set)
+    say(f"connect with: {await connect_hint(status)}")
+    say("Ctrl-C leaves; the VM " + _after_leaving(status))
     waiting: asyncio.Future[bool] = asyncio.create_task(interrupted.wait())
     either: set[asyncio.Future[Any]] = {ended, waiting}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -75,7 +75,13 @@ async def run_gdb(status: VmStatus, arguments: list[str]) -> int:
     command += ["-ex", f"target remote {status.gdb_socket}", *arguments]
     with _ctrl_c_is_for_gdb():
         process = await asyncio.create_subprocess_exec(*command)
-        return await process.wait()
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:  # we are to end, and gdb with us
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
 
 
 @contextmanager

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable
 
 from kvmdbg.cli.arguments import build_parser, parse
 from kvmdbg.cli.show import say
 from kvmdbg.errors import KvmdbgError
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,8 +70,28 @@ def _run(argv: list[str]) -> int:
     # Only now: asyncio's world takes as long to import as the rest of a short command.
     from kvmdbg.cli import debug
 
-    command: Callable[..., object] = debug.COMMANDS[arguments.command]
-    return asyncio.run(command(arguments))  # type: ignore[arg-type]
+    command = debug.COMMANDS[arguments.command]
+    return asyncio.run(_until_told_to_end(command(arguments)))
+
+
+async def _until_told_to_end(command: Awaitable[int]) -> int:
+    """SIGTERM ends a command in good order, as Ctrl-C does: the VM's owner hears of it. Not so a
+    terminal that is lost: the VM waits for who comes back."""
+    task = asyncio.ensure_future(command)
+    told = False
+
+    def end() -> None:
+        nonlocal told
+        told = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not told:
+            raise
+        return TERMINATED
 
 
 if __name__ == "__main__":

@@ -87,6 +87,16 @@ class Definition(_Table, frozen=True):
         return self.path.parent
 
     @property
+    def says_nokaslr(self) -> bool:
+        """True if the command line keeps the kernel where it was linked."""
+        return "nokaslr" in self.append.split()
+
+    @property
+    def places_itself(self) -> bool:
+        """True if the kernel is free to choose where it goes."""
+        return self.kaslr and not self.says_nokaslr
+
+    @property
     def recipe(self) -> Path | None:
         """Path of the image's recipe."""
         return self.folder / self.image.recipe if self.image else None
@@ -116,6 +126,8 @@ class BootFiles:
 
 
 _NOT_KEYS = {"name", "path"}
+
+_ELF_HEADER = 20  # bytes, up to and with e_machine
 
 
 def load_definition(path: Path) -> Definition:
@@ -161,7 +173,7 @@ class _Reader:
         self._text = text
 
     def error(self, key: tuple[str, ...], problem: str) -> DefinitionError:
-        where = f"{self._path}:{_line_of(self._text, key)}" if self._text else "override"
+        where = f"{self._path}:{_line_of(self._text, key)}" if self._text else "--set"
         return DefinitionError(f"{where}: {'.'.join(key)}: {problem}")
 
     def table(
@@ -208,8 +220,27 @@ class _Reader:
                 raise self.error((name,), f"there is no file {definition.folder / value}")
         if definition.recipe and not definition.recipe.is_file():
             raise self.error(("image", "recipe"), f"there is no file {definition.recipe}")
-        if definition.initrd and not definition.kernel:
-            raise self.error(("initrd",), "an initrd needs the key kernel too")
+        for name in ("initrd", "append"):
+            if getattr(definition, name) and not definition.kernel:
+                raise self.error((name,), "this is for a kernel: add the key kernel")
+        self._check_symbols(definition)
+
+    def _check_symbols(self, definition: Definition) -> None:
+        """A gdb that is given anything else works with nonsense, or without a word."""
+        value = definition.vmlinux
+        if value is None or value.startswith(IMAGE_PREFIX):
+            return
+        path = definition.folder / value
+        try:
+            with path.open("rb") as stream:
+                header = stream.read(_ELF_HEADER)
+        except OSError as error:
+            raise self.error(("vmlinux",), f"cannot read {path}: {error.strerror}") from error
+        if header[:4] != b"\x7fELF":
+            raise self.error(("vmlinux",), f"{path} is no ELF file, and symbols come from one")
+        machines = ARCHITECTURES[definition.arch].elf_machines
+        if int.from_bytes(header[18:20], "little") not in machines:
+            raise self.error(("vmlinux",), f"{path} is not for {definition.arch}")
 
 
 def _sub_table(hint: Any) -> type[_Table] | None:

@@ -209,6 +209,10 @@ def look_up(runtime: RuntimeDir, name: str, instance: str | None = None) -> Runn
     for definition in definitions:
         if definition.name == name:
             return definition
+    if instance is not None and find_running(runtime, name) is not None:
+        raise VmNotFound(
+            f"{name} is a VM that runs, and --name is for runs of a definition: leave it out"
+        )
     names = [vm.name for vm in list_vms(runtime)] + [d.name for d in definitions]
     raise VmNotFound(f"there is no VM and no definition named {name}: {_candidates(name, names)}")
 

@@ -64,6 +64,9 @@ _HINTS = (
     ("Cannot allocate memory", "give the VM less memory (key memory)"),
     ("invalid option", "check extra_args"),
     ("is not a valid device model name", "check extra_args"),
+    ("linux kernel too old", "check that the key kernel names a kernel"),
+    ("invalid input log file version", "it is no recording, or one of another QEMU"),
+    ("error reading the replay data", "the recording is empty or damaged: record the run again"),
     ('Failed to get "', "another program, perhaps another VM, is using that disk"),
 )
 
@@ -117,6 +120,11 @@ async def launch_vm(
                 "host's"
             )
     notices += engine_notices
+    if definition.vmlinux and definition.places_itself:
+        notices.append(
+            "the kernel may place itself at random, and then addresses are not those of its "
+            "vmlinux: kaslr = false in the definition adds nokaslr"
+        )
     program = find_qemu(definition)
     version = await qemu_version(program)
     files, workload = await asyncio.to_thread(_build, definition, progress)

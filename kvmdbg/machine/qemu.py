@@ -152,7 +152,7 @@ def _boot(definition: Definition, files: BootFiles) -> list[str]:
 def kernel_command_line(definition: Definition) -> str:
     """``append``, completed: no KASLR where the definition says so, and the serial console."""
     words = definition.append.split()
-    if not definition.kaslr and "nokaslr" not in words:
+    if not definition.kaslr and not definition.says_nokaslr:
         words.append("nokaslr")
     if not any(word.startswith("console=") for word in words):
         words.append(f"console={BOARDS[definition.arch].console}")

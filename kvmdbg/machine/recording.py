@@ -73,7 +73,8 @@ def open_recording(definition: Definition, file: Path, machine: dict[str, str]) 
         contents = msgspec.json.decode(_json(file).read_bytes(), type=Contents)
         file.stat()
     except OSError as error:
-        part = f": {_part(file)} is one whose kvmdbg was killed" if _part(file).exists() else ""
+        cut_off = f": {_part(file)} is one whose kvmdbg or QEMU was killed"
+        part = cut_off if _part(file).exists() else ""
         raise LaunchError(
             f"{error.filename} cannot be read ({error.strerror}), and a replay needs {file} and "
             f"{_json(file).name} beside it{part}"
@@ -151,7 +152,7 @@ class Recording:
             return
         # The last instruction of a machine that shut itself down does so in a replay, too, and QEMU
         # cannot be led back from there.
-        self.instructions = executed - (VmRunState(state) is VmRunState.SHUTDOWN)
+        self.instructions = executed - (state == VmRunState.SHUTDOWN.value)
 
     def on_event(self, event: RunEvent) -> None:
         """For :meth:`kvmdbg.target.capabilities.RunControl.subscribe`."""

@@ -81,6 +81,10 @@ def open_line(address: PtyAddress | SerialAddress) -> tuple[Line, PtyAddress | S
         if isinstance(address, PtyAddress):
             return _open_pty(address)
         return _open_serial(address), address
+    except FileExistsError as error:
+        raise ListenError(
+            f"cannot serve gdb on {address}: there is something of that name; choose another"
+        ) from error
     except (OSError, termios.error) as error:
         reason = error.strerror if isinstance(error, OSError) else error.args[-1]
         raise ListenError(

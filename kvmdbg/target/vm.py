@@ -436,4 +436,6 @@ class Vm(StoppedGuest):
     def _require_stopped(self) -> None:
         self._require_alive()
         if self._stop is None:
-            raise VmRunning(f"the VM {self.name} is running: stop it first")
+            raise VmRunning(
+                f"the VM {self.name} is running: stop it first (in gdb: continue, then Ctrl-C)"
+            )

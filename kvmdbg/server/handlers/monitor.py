@@ -190,7 +190,7 @@ async def _qmp(client: Client, rest: str) -> str:
 
 
 def _one_object(text: str) -> tuple[str, dict[str, Any] | None]:
-    command = _json(text, "the command")
+    command = _json(text, "the command is")
     name = command.get("execute")
     if not isinstance(name, str):
         raise MonitorError('a QMP command is {"execute": NAME} or has "arguments" too')
@@ -199,16 +199,16 @@ def _one_object(text: str) -> tuple[str, dict[str, Any] | None]:
 
 def _name_and_object(text: str) -> tuple[str, dict[str, Any] | None]:
     name, _, arguments = text.partition(" ")
-    return name, _json(arguments, f"the arguments of {name}") if arguments.strip() else None
+    return name, _json(arguments, f"the arguments of {name} are") if arguments.strip() else None
 
 
 def _json(text: str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise MonitorError(f"{what} are no JSON: {error}") from error
+        raise MonitorError(f"{what} no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise MonitorError(f"{what} are no JSON object")
+        raise MonitorError(f"{what} no JSON object")
     return value
 
 

@@ -21,6 +21,7 @@ CPU = VcpuIndex(0)
 ARCH = Architecture(
     name="x",
     gdb_name="x",
+    elf_machines=(),
     features=(
         Feature("core", (Register("rax", 64), Register("rip", 64), Register("eflags", 32))),
         Feature(

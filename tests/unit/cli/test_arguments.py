@@ -14,6 +14,11 @@ def test_everything_after_two_dashes_is_gdbs() -> None:
     assert arguments.gdb_args == ["-ex", "info threads", "--", "x"]
 
 
+def test_the_vm_may_be_named_after_the_command() -> None:
+    for argv in (["--vm", "demo", "console"], ["console", "--vm", "demo"]):
+        assert (parse(argv).command, parse(argv).vm) == ("console", "demo")
+
+
 def test_overrides_are_toml_values_or_plain_strings() -> None:
     arguments = parse(
         ["--vm", "demo", "--set", "cpus=2", "--set", "kaslr=true", "--set", "memory=1G"]
@@ -26,6 +31,7 @@ def test_overrides_are_toml_values_or_plain_strings() -> None:
     [
         ([], "which VM"),
         (["quit"], "which VM"),
+        (["--vm", "", "--run"], "which VM"),
         (["--vm", "demo", "--gdb", "--stdio"], "not allowed with"),
         (["--vm", "demo", "--", "-x"], "say --gdb too"),
         (["--vm", "demo", "--set", "cpus"], "KEY=VALUE"),

@@ -17,7 +17,9 @@ WRONG = [
     ('kernel = "nope"', 1, "kernel: there is no file {folder}/nope"),
     ('kernel = ""', 1, "kernel: expected a path, or image:NAME, got ''"),
     ('kernel = "image:vmlinuz"', 1, "kernel: image:vmlinuz needs a recipe: add [image]"),
-    ('initrd = "vm.toml"', 1, "initrd: an initrd needs the key kernel too"),
+    ('initrd = "vm.toml"', 1, "initrd: this is for a kernel: add the key kernel"),
+    ('append = "quiet"', 1, "append: this is for a kernel: add the key kernel"),
+    ('vmlinux = "vm.toml"', 1, "vmlinux: {folder}/vm.toml is no ELF file"),
     ('arch = "vax"', 1, 'arch: expected "x86_64" or "aarch64", got \'vax\''),
     ('accel = "hvf"', 1, 'accel: expected "auto", "kvm" or "tcg", got \'hvf\''),
     ('kaslr = "no"', 1, "kaslr: expected true or false, got 'no'"),
@@ -69,6 +71,17 @@ def test_defaults_and_relative_paths(tmp_path: Path) -> None:
     assert definition.files(None).kernel == tmp_path / "bzImage"
 
 
+def test_symbols_are_of_the_guests_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "vm.toml"
+    path.write_text('vmlinux = "vmlinux"')
+    elf = b"\x7fELF" + bytes(14)
+    (tmp_path / "vmlinux").write_bytes(elf + (62).to_bytes(2, "little"))
+    assert load_definition(path).files(None).vmlinux == tmp_path / "vmlinux"
+    (tmp_path / "vmlinux").write_bytes(elf + (183).to_bytes(2, "little"))
+    with pytest.raises(DefinitionError, match=r":1: vmlinux: .*/vmlinux is not for x86_64"):
+        load_definition(path)
+
+
 def test_vm_toml_is_named_after_its_folder() -> None:
     definition = load_definition(builtin_dir() / "demo" / "vm.toml")
     assert definition.name == "demo"
@@ -81,7 +94,7 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     path.write_text("cpus = 1")
     definition = load_definition(path)
     assert with_overrides(definition, {"cpus": 2, "debug": {"on_kill": "detach"}}).cpus == 2
-    with pytest.raises(DefinitionError, match=r"^override: cpus: expected a number"):
+    with pytest.raises(DefinitionError, match=r"^--set: cpus: expected a number"):
         with_overrides(definition, {"cpus": 0})
-    with pytest.raises(DefinitionError, match=r"^override: name: there is no such key"):
+    with pytest.raises(DefinitionError, match=r"^--set: name: there is no such key"):
         with_overrides(definition, {"name": "x"})

@@ -28,8 +28,9 @@ def recorded(file: Path, log: bytes = b"\0\xe0\x20\x0c") -> Recording:
     return Recording(file, MACHINE, FakeMonitor())
 
 
-async def complete(recording: Recording, answer: Any) -> None:
+async def complete(recording: Recording, answer: Any, state: str = "paused") -> None:
     assert isinstance(recording.monitor, FakeMonitor)
+    recording.monitor.qmp_answers["query-status"] = {"status": state}
     if answer is not None:
         recording.monitor.qmp_answers["query-replay"] = answer
     await recording.note_end()
@@ -49,12 +50,18 @@ async def test_a_recording_is_there_when_its_vm_has_ended(tmp_path: Path) -> Non
         new_recording(Definition(), file)
 
 
+async def test_the_instruction_that_shuts_the_machine_down_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    await complete(recorded(file), {"icount": 77}, "shutdown")
+    assert open_recording(Definition(), file, MACHINE).instructions == 76
+
+
 @pytest.mark.parametrize(("log", "answer"), [(b"\0\0\0\0", {"icount": 7}), (b"\1\1\1\1", None)])
 async def test_one_that_was_cut_off_stays_a_part(tmp_path: Path, log: bytes, answer: Any) -> None:
     file = tmp_path / "run"
     await complete(recorded(file, log), answer)
     assert [path.name for path in tmp_path.iterdir()] == ["run.part"]
-    with pytest.raises(LaunchError, match=r"run\.part is one whose kvmdbg was killed"):
+    with pytest.raises(LaunchError, match=r"run\.part is one whose kvmdbg or QEMU was killed"):
         open_recording(Definition(), file, MACHINE)
 
 
