@@ -14,7 +14,7 @@ from kvmdbg.cli.console import run_console
 from kvmdbg.cli.gdb import connect_hint, run_gdb
 from kvmdbg.cli.show import Progress, say
 from kvmdbg.cli.stdio import bridge
-from kvmdbg.errors import NotRunning
+from kvmdbg.errors import NotRunning, Unsupported
 from kvmdbg.owner.client import OwnerClient
 from kvmdbg.owner.open import OpenOptions, open_owner, open_running
 from kvmdbg.owner.protocol import Keep, Listen, Quit, Role, VmStatus
@@ -147,6 +147,11 @@ async def console(arguments: argparse.Namespace) -> int:
             raise NotRunning(
                 f"kvmdbg did not boot {status.name} and does not have its serial line: "
                 "look for it where the VM was started"
+            )
+        if status.recorded:
+            raise Unsupported(
+                f"the run of {status.name} is recorded, and QEMU cannot replay one in which it had "
+                f"to wait for a console: what the guest prints is in {status.console_log}"
             )
         log = Path(status.console_log) if status.console_log else None
         await run_console(Path(status.console_socket), log)

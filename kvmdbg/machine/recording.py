@@ -21,7 +21,7 @@ from kvmdbg.errors import LaunchError, MonitorError, VmGone
 from kvmdbg.machine.boards import BOARDS
 from kvmdbg.machine.define import BootFiles, Definition
 from kvmdbg.target.capabilities import MonitorQuery
-from kvmdbg.target.runstate import RunEvent, VmRunState
+from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +150,8 @@ class Recording:
         except (MonitorError, VmGone) as error:
             log.warning("the end of the recording %s is not known: %s", self.file, error)
             return
-        # The last instruction of a machine that shut itself down does so in a replay, too, and QEMU
-        # cannot be led back from there.
-        self.instructions = executed - (state == VmRunState.SHUTDOWN.value)
+        # A guest that panicked does so in a replay, too, and QEMU cannot be led back from there.
+        self.instructions = executed if _goes_on(state) else executed - 1
 
     def on_event(self, event: RunEvent) -> None:
         """For :meth:`kvmdbg.target.capabilities.RunControl.subscribe`."""
@@ -172,6 +171,10 @@ class Recording:
             os.replace(part, self.file)
         except OSError as error:
             log.warning("the recording %s cannot be finished: %s", self.file, error)
+
+
+def _goes_on(state: str) -> bool:
+    return any(state == known.value and PERMITS[known].resumable for known in VmRunState)
 
 
 def _write(path: Path, contents: Contents) -> None:

@@ -204,6 +204,7 @@ class Owner:
             clients=self.lifetime.clients,
             listening=self._rsp.addresses,
             notices=self.machine.notices,
+            recorded=info.recording is not None,
         )
 
     def _on_event(self, event: VmEvent) -> None:

@@ -65,6 +65,7 @@ class VmStatus(msgspec.Struct, frozen=True):
     listening: tuple[str, ...]
     notices: tuple[str, ...] = ()
     """What had to be said while the VM was opened: why this accelerator, what differs."""
+    recorded: bool = False
 
 
 class Request(msgspec.Struct, frozen=True, tag=True):

@@ -15,6 +15,7 @@ import pytest
 import kvmdbg
 from kvmdbg import Vm
 from kvmdbg.errors import Unsupported
+from kvmdbg.target.stops import Panicked
 from tests.support import command, demo
 from tests.support.gdb import GDB_18, Gdb, GdbError, start_gdb
 
@@ -177,6 +178,33 @@ async def test_back_to_what_wrote_it(recording: Path) -> None:
         assert await go(gdb, "reverse-continue") == "watchpoint-trigger"
         assert await gdb.value("*(long *)&jiffies_64") == after - 1
         assert await gdb.value("$pc") == written
+
+
+@pytest.mark.timeout(600)
+async def test_back_from_a_panic(tmp_path: Path) -> None:
+    """What a recording is for: to the end, which is the panic, and back to what led there."""
+    file = tmp_path / "run"
+    async with opened(record=file, run=True) as vm:
+        vm.time_scale = 10.0
+        await vm.wait_console(demo.PROMPT)
+        done = await command.kvmdbg("--vm", vm.name, "console")
+        assert "is recorded, and QEMU cannot replay" in done.sentence
+        assert vm.status.console_socket is not None
+        _, writer = await asyncio.open_unix_connection(vm.status.console_socket)
+        # One by one: what is more than the line's FIFO holds gets lost in a recorded run.
+        for byte in b"sleep 2; echo c > /proc/sysrq-trigger\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        writer.close()
+        await writer.wait_closed()
+        assert (await vm.wait_stop(60)).reason == Panicked()
+    async with replayed(file) as (_, gdb):
+        assert await go(gdb, "continue") == "history"
+        assert await go(gdb, "reverse-stepi") == "end-stepping-range"
+        await gdb.cli("hbreak *panic")
+        assert await go(gdb, "reverse-continue") == "breakpoint-hit"
+        assert await gdb.value("$pc") == demo.kernel()["panic"]
 
 
 async def test_a_search_that_is_interrupted_ends_where_it_began(recording: Path) -> None:

@@ -50,9 +50,10 @@ async def test_a_recording_is_there_when_its_vm_has_ended(tmp_path: Path) -> Non
         new_recording(Definition(), file)
 
 
-async def test_the_instruction_that_shuts_the_machine_down_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["shutdown", "guest-panicked", "one of another QEMU"])
+async def test_the_instruction_that_ended_the_guest_is_left_out(tmp_path: Path, state: str) -> None:
     file = tmp_path / "run"
-    await complete(recorded(file), {"icount": 77}, "shutdown")
+    await complete(recorded(file), {"icount": 77}, state)
     assert open_recording(Definition(), file, MACHINE).instructions == 76
 
 
