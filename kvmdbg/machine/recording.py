@@ -9,6 +9,7 @@ Source: QEMU's ``docs/system/replay.rst``, and ``replay/replay.c`` for the log's
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 log = logging.getLogger(__name__)
 
 _HEADER = 4  # bytes; zero until QEMU has closed the log
+_MOMENT, _PATIENCE = 0.01, 100  # seconds, and how many times that
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -143,15 +145,29 @@ class Recording:
     instructions: int | None = None
 
     async def note_end(self) -> None:
-        """The VM is about to be ended: the recording will be good until here."""
+        """The VM is about to be ended: the recording will be good until here, or until right before
+        a guest's panic or shutdown, which a QEMU that replays it cannot be led back from."""
         try:
-            executed = (await self.monitor.qmp("query-replay"))["icount"]
+            executed = await self._executed()
             state = (await self.monitor.qmp("query-status"))["status"]
+            beyond = _goes_on(state) and await self._run_beyond(executed)
         except (MonitorError, VmGone) as error:
             log.warning("the end of the recording %s is not known: %s", self.file, error)
             return
-        # A guest that panicked does so in a replay, too, and QEMU cannot be led back from there.
-        self.instructions = executed if _goes_on(state) else executed - 1
+        self.instructions = executed if beyond else executed - 1
+
+    async def _executed(self) -> int:
+        return int((await self.monitor.qmp("query-replay"))["icount"])
+
+    async def _run_beyond(self, executed: int) -> bool:
+        """Let the VM run on for a moment: QEMU ends where its log does, so the last stop that a
+        replay is to come to must not be there. False if it does not, at a breakpoint for one."""
+        await self.monitor.qmp("cont")
+        for _ in range(_PATIENCE):
+            if await self._executed() > executed:
+                return True
+            await asyncio.sleep(_MOMENT)
+        return False
 
     def on_event(self, event: RunEvent) -> None:
         """For :meth:`kvmdbg.target.capabilities.RunControl.subscribe`."""

@@ -174,9 +174,9 @@ class QmpRunControl:
 
     async def quit(self) -> None:
         """End QEMU and wait until it has ended."""
+        self._quitting = True
         if self.before_quit is not None:
             await self.before_quit()
-        self._quitting = True
         try:
             await self._connection.execute("quit")
         except VmGone:
@@ -227,6 +227,8 @@ class QmpRunControl:
 
     def _enter(self, event: RunEvent) -> None:
         """Move to the event's state, and tell."""
+        if self._quitting and event in (RunEvent.RESUME, RunEvent.STOP):
+            return  # our own doing, on the way out
         state = NEXT[event]
         self._cancel_refresh()
         if event is RunEvent.STOP:

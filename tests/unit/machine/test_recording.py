@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,27 @@ from tests.support.fake_engine import FakeMonitor
 MACHINE = {"memory": "1G", "kernel": "abc"}
 
 
-def recorded(file: Path, log: bytes = b"\0\xe0\x20\x0c") -> Recording:
+class Recorder(FakeMonitor):
+    """Of a QEMU whose guest executes ``more`` instructions when it is let run."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self._more = more
+
+    async def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if command == "cont":
+            self.qmp_answers["query-replay"] = {
+                "icount": self.qmp_answers["query-replay"]["icount"] + self._more
+            }
+            self.asked.append(command)
+            return {}
+        return await super().qmp(command, arguments)
+
+
+def recorded(file: Path, log: bytes = b"\0\xe0\x20\x0c", *, more: int = 5) -> Recording:
     """A recording on its way; QEMU has written ``log``."""
     Path(f"{file}.part").write_bytes(log)
-    return Recording(file, MACHINE, FakeMonitor())
+    return Recording(file, MACHINE, Recorder(more))
 
 
 async def complete(recording: Recording, answer: Any, state: str = "paused") -> None:
@@ -48,6 +66,12 @@ async def test_a_recording_is_there_when_its_vm_has_ended(tmp_path: Path) -> Non
         open_recording(Definition(), file, MACHINE | {"kernel": "other"})
     with pytest.raises(LaunchError, match="is there already"):
         new_recording(Definition(), file)
+
+
+async def test_the_log_goes_on_beyond_the_last_stop_or_that_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    await complete(recorded(file, more=0), {"icount": 77})
+    assert open_recording(Definition(), file, MACHINE).instructions == 76
 
 
 @pytest.mark.parametrize("state", ["shutdown", "guest-panicked", "one of another QEMU"])
