@@ -81,10 +81,10 @@ async def each_thread_is_a_vcpu(lldb: Lldb) -> None:
     assert sorted(re.findall(r"tid = (?:0x)?0*(\d)", listed)) == ["1", "2"]
     bases = set()
     for thread in (1, 2):
-        await lldb.cli(f"thread select {thread}")
+        await lldb.select(thread)
         bases |= {await lldb.register("gs_base"), await lldb.register("k_gs_base")}
     assert len({base for base in bases if base >> 63}) == 2, "each has a per-CPU area of its own"
-    await lldb.cli("thread select 1")
+    await lldb.select(1)
 
 
 @BOTH

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ LLDB_14 = "lldb"
 
 LLDB_23 = str(Path(sys.prefix, "lldb23", "bin", "lldb"))
 """A newer one, from PyPI; ``make setup`` puts it where no PATH finds it."""
+
+_PACKETS_SHOWN, _CHARACTERS_SHOWN = 100, 200
+"""Of a failed test."""
 
 _PROMPT = "(lldb) "
 _STOP = re.compile(
@@ -98,6 +102,17 @@ class Lldb:
         await self.cli(command, timeout)
         return await self.wait_stopped(timeout)
 
+    async def select(self, thread: int, timeout: float = COMMAND_TIMEOUT) -> None:
+        """``thread select``, until lldb has shown where the thread is: one of lldb's own threads
+        does that, any time later. If the VM has gone on by then, what it reads is what lldb shows
+        for the next stop."""
+        start = len(self.text)
+        shown = re.compile(rf"^\* thread #{thread}\b[^\n]*\n\s*frame #0: .*\n", re.MULTILINE)
+        await self.cli(f"thread select {thread}", timeout)
+        async with asyncio.timeout(timeout):
+            while not shown.search(self.text, start):
+                await self._more()
+
     async def register(self, name: str) -> int:
         """A register's value."""
         found = re.search(rf"{name} = (0x[0-9a-f]+)", await self.cli(f"register read {name}"))
@@ -128,10 +143,19 @@ async def start_lldb(lldb: str, program: Path | None = None) -> AsyncIterator[Ll
         env=environment,
     )
     session = Lldb(process)
-    log = new_log(Recorded.LLDB_23 if lldb == LLDB_23 else Recorded.LLDB_14)
-    try:
-        if log:
+    with tempfile.TemporaryDirectory() as scratch:
+        log = new_log(Recorded.LLDB_23 if lldb == LLDB_23 else Recorded.LLDB_14)
+        log = log or Path(scratch, "packets")
+        try:
             await session.cli(f"log enable -f {log} gdb-remote packets")
-        yield session
-    finally:
-        await session.close()
+            yield session
+        finally:
+            await session.close()
+            _show_the_end_of(log)
+
+
+def _show_the_end_of(log: Path) -> None:
+    """Print the last packets, which pytest shows if the test fails."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    for line in text.splitlines()[-_PACKETS_SHOWN:]:
+        print(line[:_CHARACTERS_SHOWN])
