@@ -5,21 +5,36 @@ from __future__ import annotations
 import os
 import sys
 
-from kvmdbg.machine.find import RunningVm, list_definitions, list_vms
+from kvmdbg.errors import DefinitionError
+from kvmdbg.machine.define import load_definition
+from kvmdbg.machine.find import DefinedVm, RunningVm, list_definitions, list_vms
 from kvmdbg.machine.runtime import RuntimeDir
 
 
 def run() -> int:
-    """Print both tables."""
+    """Print both tables, and below them what is wrong with a definition."""
     runtime = RuntimeDir.open()
     running = [_running_row(runtime, vm) for vm in list_vms(runtime)]
-    defined: list[tuple[str, ...]] = [(vm.name, str(vm.path)) for vm in list_definitions()]
+    problems: list[str] = []
+    defined = [_defined_row(vm, problems) for vm in list_definitions()]
     if running:
         _table("running", ("NAME", "PID", "ARCH", "ACCEL", "DEBUGGED", "MONITOR"), running)
     else:
         print("no VM is running")
-    _table("defined", ("NAME", "FILE"), defined)
+    _table("defined", ("NAME", "ARCH", "FILE"), defined)
+    for problem in problems:
+        print(f"kvmdbg: {problem}", file=sys.stderr)
     return 0
+
+
+def _defined_row(vm: DefinedVm, problems: list[str]) -> tuple[str, ...]:
+    """What a definition says of itself; ``broken``, and one problem more, if it cannot be used."""
+    try:
+        arch = load_definition(vm.path).arch
+    except DefinitionError as error:
+        problems.append(str(error))
+        arch = "broken"
+    return vm.name, arch, str(vm.path)
 
 
 def _running_row(runtime: RuntimeDir, vm: RunningVm) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from kvmdbg import api
+from kvmdbg.errors import KvmdbgError
 from kvmdbg.pytest_plugin.hooks import CONSOLE_LOG
 
 _TIME_SCALE = {"kvm": 1.0, "tcg": 4.0}
@@ -32,13 +34,19 @@ async def kvmdbg_vm(request: pytest.FixtureRequest) -> AsyncIterator[api.Vm]:
     name = choice.pop("vm", None) or config.getoption("--kvmdbg-vm")
     run = choice.pop("run", False)
     instance = choice.pop("instance", None) or f"t{os.getpid()}-{next(_numbers)}"
-    async with api.open(
+    opened = api.open(
         name,
         accel=config.getoption("--kvmdbg-accel"),
         instance=instance,
         overrides=choice,
         run=run,
-    ) as vm:
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            vm = await stack.enter_async_context(opened)
+        except KvmdbgError as error:
+            # What is wrong is in the sentence, and not in kvmdbg's source.
+            raise pytest.fail.Exception(f"kvmdbg: {error}", pytrace=False) from None
         scale = config.getoption("--kvmdbg-timeout-scale")
         vm.time_scale = scale if scale is not None else _TIME_SCALE[vm.status.accel]
         if vm.status.console_log is not None:

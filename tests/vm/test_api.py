@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import kvmdbg
@@ -197,3 +200,16 @@ async def test_while_gdb_is_connected_it_alone_lets_the_vm_run(kvmdbg_vm: Vm) ->
         assert await gdb.value("$rax") == 0x1234
         await gdb.cli("detach")
     await vm.run_to("do_sys_openat2", timeout=20)
+
+
+async def test_a_vm_that_the_fixture_cannot_get_is_one_sentence(tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text("async def test_it(kvmdbg_vm): pass\n")
+    done = await command.run(
+        *(sys.executable, "-m", "pytest", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider"),
+        *("--kvmdbg-vm", "nowhere", test),
+    )
+    assert done.status == 1
+    shown = done.out.partition("at setup of test_it")[2].splitlines()
+    assert shown[1].startswith("kvmdbg: there is no VM and no definition named nowhere"), done.out
+    assert shown[2].startswith("====")

@@ -63,6 +63,16 @@ async def test_output_that_cannot_be_written_is_one_sentence(arguments: tuple[st
     assert done.sentence == "cannot write to standard output: No space left on device"
 
 
+async def test_ls_says_which_definition_cannot_be_used(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("kernel = 3\n")
+    done = await command.kvmdbg("ls", cwd=tmp_path)
+    assert done.status == 0
+    assert re.search(rf"^  wrong +broken +{re.escape(str(wrong))}$", done.out, re.MULTILINE)
+    problem = f"{wrong}:1: kernel: expected a path, or image:NAME, got 3"
+    assert done.err == f"kvmdbg: {problem}\n"
+
+
 async def test_completion_is_a_script_that_bash_accepts(tmp_path: Path) -> None:
     done = await command.kvmdbg("completion", "bash")
     assert done.status == 0
@@ -174,7 +184,7 @@ async def test_ls_is_plain_columns_when_piped(kvmdbg_vm: Vm) -> None:
         *(kvmdbg_vm.name, str(facts.pid), "x86_64", "tcg", "yes"),
         str(facts.monitor),
     ]
-    assert re.search(r"^  demo +/.*/demo/vm.toml$", done.out, re.MULTILINE)
+    assert re.search(r"^  demo +x86_64 +/.*/demo/vm.toml$", done.out, re.MULTILINE)
 
 
 async def test_quit_ends_the_vm(kvmdbg_vm: Vm) -> None:
