@@ -104,12 +104,12 @@ test: lint typecheck images ## lint, types, and all tests, on real VMs and on re
 	$(BIN)/pytest tests
 
 # LAB=host: this machine's own KVM. ARCH=aarch64: an arm64 L1. JUNIT: a file to bring back.
-# THREADS=single: half as fast, and no race of the outer QEMU's threads.
+# CPUS=2: vCPUs of an L2 run at the same time, and the outer QEMU's threads race.
 # make's own exit status is 2 whatever CMD's was; the module's is CMD's.
 ARCH ?= x86_64
 LAB ?= l1
-THREADS ?= multi
-run_lab := $(BIN)/python -m tests.lab --arch $(ARCH) --where $(LAB) --threads $(THREADS)
+CPUS ?=
+run_lab := $(BIN)/python -m tests.lab --arch $(ARCH) --where $(LAB) $(if $(CPUS),--cpus $(CPUS))
 
 .PHONY: lab
 lab: setup ## a guest with real KVM, anywhere: times, or CMD='…' run inside (LAB=host: here)

@@ -14,7 +14,7 @@ from tests.lab.channel import Kind, encode
 from tests.lab.errors import LabError
 from tests.lab.l1 import L1, Request
 from tests.lab.lab import BUILD_TIME, Lab
-from tests.lab.machines import MACHINES
+from tests.lab.machines import CPUS, MACHINES
 from tests.lab.onhost import run_on_host
 from tests.lab.terminal import run_shell
 from tests.lab.tree import ROOT
@@ -44,9 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--where", choices=("l1", "host"), default="l1", help="in an L1, or on this machine"
     )
-    parser.add_argument(
-        "--threads", choices=("multi", "single"), default="multi", help="of the outer QEMU"
-    )
+    parser.add_argument("--cpus", type=int, choices=range(1, CPUS + 1), help="of L1")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("times", help="build what is missing, and say how long things take")
     run = actions.add_parser("run", help="run a command in the working tree inside an L1")
@@ -59,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _in_lab(options: argparse.Namespace) -> int:
-    lab = Lab(options.arch, one_thread=options.threads == "single")
+    lab = Lab(options.arch, cpus=options.cpus)
     if options.action == "times":
         return _tell_times(lab)
     tree = lab.pack_tree(PlainProgress())

@@ -17,7 +17,7 @@ from tests.lab.debian import DebCache
 from tests.lab.errors import LabError
 from tests.lab.host import HostTools
 from tests.lab.l1 import L1, save_state, start_l1
-from tests.lab.machines import MACHINES, in_one_thread
+from tests.lab.machines import CPUS, MACHINES
 from tests.lab.native import foreign_objects
 from tests.lab.pins import read_pins
 from tests.lab.root import SOURCES, build_root
@@ -30,12 +30,13 @@ _L1_SOURCE = Path(__file__).with_name("l1.py")
 
 
 class Lab:
-    """Makes L1s of one architecture; ``one_thread``: the outer QEMU has one for all their CPUs."""
+    """Makes L1s of one architecture, with so many ``cpus``."""
 
-    def __init__(self, arch: str = "x86_64", *, one_thread: bool = False) -> None:
+    def __init__(self, arch: str = "x86_64", *, cpus: int | None = None) -> None:
         if arch not in MACHINES:
             raise LabError(f"the lab has no L1 of {arch!r}: it has {', '.join(MACHINES)}")
-        self.machine = in_one_thread(MACHINES[arch]) if one_thread else MACHINES[arch]
+        self.machine = MACHINES[arch]
+        self.cpus = self.machine.cpus if cpus is None else cpus
         self.cache = Cache()
 
     def ensure(self, progress: Progress) -> tuple[HostTools, Path]:
@@ -73,6 +74,10 @@ class Lab:
         """A running L1; ended afterwards. Raises LabError."""
         tools, folder = self.ensure(progress)
         with start_l1(self.machine, folder, tools) as l1:
+            for cpu in range(self.cpus, CPUS):
+                offline = l1.run(f"echo 0 > /sys/devices/system/cpu/cpu{cpu}/online")
+                if offline.status:
+                    raise LabError(f"L1 cannot do without CPU {cpu}: {offline.err.strip()}")
             yield l1
 
 

@@ -50,8 +50,8 @@ def l1(lab: Lab) -> Iterator[L1]:
 
 
 def run_in_one_that_answers(lab: Lab, l1: L1, command: str, file: str = "") -> Finished:
-    """As ``l1.run()``. An L1 that hangs or dies says nothing of what ran in it: its threads race in
-    the outer QEMU (CONTRIBUTING.md). Then a second one decides."""
+    """As ``l1.run()``. An L1 that hangs or dies says nothing of what ran in it, but of the outer
+    QEMU (CONTRIBUTING.md). Then a second one decides."""
     try:
         return l1.run(command, file=file)
     except LabError as error:
@@ -153,8 +153,7 @@ def test_guests_are_debugged_under_its_kvm(lab: Lab, l1: L1, tests: str, least: 
 @soak
 @pytest.mark.timeout(3600)
 def test_no_hit_in_a_hundred_thousand_is_lost_or_counted_twice() -> None:
-    """In one thread: with several the outer QEMU at times resets an L2 in some 100,000 exits."""
-    lab = Lab(one_thread=True)
+    lab = Lab()
     with lab.start(QUIET) as l1:
         done = l1.run(
             "pytest -q tests/contract/test_exact.py --kvmdbg-accel kvm --kvmdbg-timeout-scale 3",

@@ -53,7 +53,7 @@ async def test_tracing_and_static_keys_go_on_and_off_under_breakpoints(
     points = [await vm.breakpoint(name) for name in HITS]
     hits: Counter[int] = Counter()
     counting = asyncio.create_task(count_hits(vm, hits))
-    await vm.wait_console("patched", 60)
+    await demo.wait_console(vm, "patched", 60)
     counting.cancel()
     await vm.pause()
     expected = {name: hits[demo.kernel()[name]] for name in HITS}

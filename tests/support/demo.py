@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import re
 from functools import cache
 from pathlib import Path
 
 from kvmdbg import Vm
-from kvmdbg.errors import WaitTimeout
+from kvmdbg.errors import MemoryFault, WaitTimeout
 from kvmdbg.images import ImageStore, builtin_dir, load_recipe
 from kvmdbg.linux.symbols import ElfSymbols
 
@@ -68,20 +69,41 @@ def is_interrupt(address: int) -> bool:
 
 
 async def booted(vm: Vm) -> None:
-    """Wait until the guest has booted and only the workload runs.
+    """Wait until the guest has booted and only the workload runs."""
+    await wait_console(vm, PROMPT)
 
-    Where it hangs, say what its vCPUs are at: that happens too rarely to be looked at again.
-    """
+
+async def wait_console(vm: Vm, text: str, timeout: float = 30.0) -> str:
+    """As :meth:`Vm.wait_console`. Where the guest hangs, say what its vCPUs are at: that happens
+    too rarely to be looked at again."""
     try:
-        await vm.wait_console(PROMPT)
+        return await vm.wait_console(text, timeout)
     except WaitTimeout as error:
         error.add_note(f"notices: {vm.notices}\n" + await vm.monitor("info status"))
         for _ in range(3):
-            await vm.pause()
+            if vm.stopped is None:
+                await vm.pause()
+            for vcpu in range(vm.vcpus):
+                error.add_note(await _position(vm, vcpu))
             error.add_note(await vm.monitor("info registers -a"))
             await vm.resume()
             await asyncio.sleep(0.1)
         raise
+
+
+async def _position(vm: Vm, vcpu: int) -> str:
+    """Where a vCPU is, and what on its stack looks like return addresses."""
+    at = await vm.registers(vcpu)
+    pc, sp = at[vm.arch.pc], at[vm.arch.sp]
+    addresses = [pc]
+    with contextlib.suppress(MemoryFault):
+        page_end = (sp | 0xFFF) + 1
+        words = memoryview(await vm.read(sp, (page_end - sp) & ~7, vcpu)).cast("Q")
+        begin, end = kernel()["_stext"], kernel()["_etext"]
+        addresses += [word for word in words if begin <= word < end]
+    return f"vCPU {vcpu} at {pc:#x}, flags {at.get('eflags', 0):#x}: " + " < ".join(
+        f"{function_at(address)}" for address in addresses[:30]
+    )
 
 
 async def tick(vm: Vm, image: str = "demo") -> None:
