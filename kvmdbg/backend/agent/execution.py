@@ -212,19 +212,21 @@ class AgentExecution:
         return None
 
     async def _is_wanted(self, plan: ResumePlan) -> bool:
-        """True if the agent has latched a stop that ends the run; one that does not is passed."""
-        while self._rung:
-            self._rung = False
-            if await self._latched(plan):
-                return True
-            if all(stop.kind is StopKind.RUNNING for stop in await self._agent.stops()):
-                continue
+        """True if the agent has latched a stop that ends the run; one that does not is passed.
+
+        Once: where nobody wants what comes all the time, there are others who wake us.
+        """
+        if not self._rung:
+            return False
+        self._rung = False
+        if await self._latched(plan):
+            return True
+        if any(stop.kind is not StopKind.RUNNING for stop in await self._agent.stops()):
             # What a vCPU latches on its way out must not be lost to the resumption.
             await self._agent.hold()
             if await self._latched(plan):
                 return True
-            actions = await self._actions(plan)
-            await self._agent.resume(actions)
+            await self._agent.resume(await self._actions(plan))
         return False
 
     async def _settle(self, plan: ResumePlan) -> Stop:

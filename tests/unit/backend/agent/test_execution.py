@@ -148,6 +148,28 @@ async def test_a_write_that_meets_a_watchpoint_for_reads_is_silent(kit: Kit) -> 
         assert (await run).reason == WatchpointHit(BreakpointKind.READ, Gva(0x5000))
 
 
+async def test_writes_without_end_are_interrupted(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes before the answer to the resumption that let it happen."""
+    watch = await insert(kit, BreakpointKind.READ, 0x5000)
+    kit.agent.memory[CODE - 32 : CODE + 32] = b"\x90" * 64
+    kit.agent.memory[CODE - 3 : CODE] = bytes.fromhex("488907")
+    kit.vcpus[0].regs = replace(kit.vcpus[0].regs, rdi=0x5000)
+    resume = kit.agent.resume
+
+    def resume_and_write(request: tuple[wire.Action, ...]) -> None:
+        resume(request)
+        kit.agent.stop(0, StopKind.WATCHED, point=watch)
+
+    monkeypatch.setattr(kit.agent, "resume", resume_and_write)
+    async with running(kit) as run:
+        await until(lambda: kit.agent.sequence > 3)
+        await kit.engine.execution.interrupt()
+        async with asyncio.timeout(5):
+            assert (await run).reason == Paused()
+
+
 async def test_a_step_that_does_so_is_a_step(kit: Kit) -> None:
     watch = await insert(kit, BreakpointKind.READ, 0x5000)
     kit.agent.memory[CODE - 32 : CODE + 32] = b"\x90" * 64
