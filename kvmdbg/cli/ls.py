@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+from kvmdbg.cli.show import say
 from kvmdbg.errors import DefinitionError
-from kvmdbg.machine.define import load_definition
+from kvmdbg.machine.define import Definition, load_definition
 from kvmdbg.machine.find import DefinedVm, RunningVm, list_definitions, list_vms
 from kvmdbg.machine.runtime import RuntimeDir
 
@@ -15,25 +16,27 @@ def run() -> int:
     """Print both tables, and below them what is wrong with a definition."""
     runtime = RuntimeDir.open()
     running = [_running_row(runtime, vm) for vm in list_vms(runtime)]
-    problems: list[str] = []
-    defined = [_defined_row(vm, problems) for vm in list_definitions()]
+    defined = [(vm, _definition(vm)) for vm in list_definitions()]
     if running:
         _table("running", ("NAME", "PID", "ARCH", "ACCEL", "DEBUGGED", "MONITOR"), running)
     else:
         print("no VM is running")
-    _table("defined", ("NAME", "ARCH", "FILE"), defined)
-    for problem in problems:
-        print(f"kvmdbg: {problem}", file=sys.stderr)
+    _table("defined", ("NAME", "ARCH", "FILE"), [_defined_row(*each) for each in defined])
+    for _, definition in defined:
+        if isinstance(definition, DefinitionError):
+            say(str(definition))
     return 0
 
 
-def _defined_row(vm: DefinedVm, problems: list[str]) -> tuple[str, ...]:
-    """What a definition says of itself; ``broken``, and one problem more, if it cannot be used."""
+def _definition(vm: DefinedVm) -> Definition | DefinitionError:
     try:
-        arch = load_definition(vm.path).arch
+        return load_definition(vm.path)
     except DefinitionError as error:
-        problems.append(str(error))
-        arch = "broken"
+        return error
+
+
+def _defined_row(vm: DefinedVm, definition: Definition | DefinitionError) -> tuple[str, ...]:
+    arch = definition.arch if isinstance(definition, Definition) else "broken"
     return vm.name, arch, str(vm.path)
 
 

@@ -22,7 +22,7 @@ import pytest
 from kvmdbg.progress import PlainProgress, SilentProgress
 from tests.lab.debian import DebCache
 from tests.lab.errors import LabError
-from tests.lab.l1 import L1, Finished
+from tests.lab.l1 import L1
 from tests.lab.lab import Lab
 from tests.lab.machines import MACHINES
 from tests.lab.pins import read_pins
@@ -49,20 +49,13 @@ def l1(lab: Lab) -> Iterator[L1]:
         yield started
 
 
-def run_in_one_that_answers(lab: Lab, l1: L1, command: str, file: str = "") -> Finished:
-    """As ``l1.run()``. An L1 that hangs or dies says nothing of what ran in it, but of the outer
-    QEMU (CONTRIBUTING.md). Then a second one decides."""
-    try:
-        return l1.run(command, file=file)
-    except LabError as error:
-        print(f"once more, in another L1: {error}")
-    with lab.start(QUIET) as another:
-        return another.run(command, tree=lab.pack_tree(QUIET), file=file)
-
-
 def test_output_and_status_come_back(l1: L1) -> None:
     done = l1.run("echo out; echo err >&2; exit 7")
     assert (done.status, done.out, done.err) == (7, "out\n", "err\n")
+
+
+def test_it_has_the_cpus_that_it_is_to_have(lab: Lab, l1: L1) -> None:
+    assert l1.run("nproc").out == f"{lab.cpus}\n"
 
 
 def test_a_signal_counts_as_in_a_shell(l1: L1) -> None:
@@ -139,10 +132,9 @@ soak = pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour:
         pytest.param("tests/gdb/test_other_monitors.py tests/vm/test_owner.py", 20, marks=soak),
     ],
 )
-def test_guests_are_debugged_under_its_kvm(lab: Lab, l1: L1, tests: str, least: int) -> None:
+def test_guests_are_debugged_under_its_kvm(l1: L1, tests: str, least: int) -> None:
     options = "--kvmdbg-accel kvm --kvmdbg-timeout-scale 2"
-    command = f"pytest -q --junitxml=guests.xml {tests} {options}"
-    done = run_in_one_that_answers(lab, l1, command, "guests.xml")
+    done = l1.run(f"pytest -q --junitxml=guests.xml {tests} {options}", file="guests.xml")
     assert done.status == 0, done.out + done.err
     assert done.file is not None
     suite = ElementTree.fromstring(done.file).find("testsuite")
@@ -240,8 +232,7 @@ def test_a_shell_has_the_terminal(lab: Lab) -> None:
 
 def test_an_l2_under_kvm_stops_where_gdb_wants(lab: Lab, l1: L1) -> None:
     """Its int3 reaches KVM only in an outer QEMU with the fix, a debug register only in 10."""
-    command = ["tests/lab/inside/l2.sh", lab.machine.console, *lab.machine.l2]
-    done = run_in_one_that_answers(lab, l1, " ".join(command))
+    done = l1.run(" ".join(["tests/lab/inside/l2.sh", lab.machine.console, *lab.machine.l2]))
     assert done.status == 0, done.out + done.err
     for line in (
         ": ready",

@@ -101,9 +101,8 @@ async def _position(vm: Vm, vcpu: int) -> str:
         words = memoryview(await vm.read(sp, (page_end - sp) & ~7, vcpu)).cast("Q")
         begin, end = kernel()["_stext"], kernel()["_etext"]
         addresses += [word for word in words if begin <= word < end]
-    return f"vCPU {vcpu} at {pc:#x}, flags {at.get('eflags', 0):#x}: " + " < ".join(
-        f"{function_at(address)}" for address in addresses[:30]
-    )
+    called = " < ".join(map(function_at, addresses[:30]))
+    return f"vCPU {vcpu} at {pc:#x}, eflags {at['eflags']:#x}: {called}"
 
 
 async def tick(vm: Vm, image: str = "demo") -> None:

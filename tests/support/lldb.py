@@ -144,8 +144,8 @@ async def start_lldb(lldb: str, program: Path | None = None) -> AsyncIterator[Ll
     )
     session = Lldb(process)
     with tempfile.TemporaryDirectory() as scratch:
-        log = new_log(Recorded.LLDB_23 if lldb == LLDB_23 else Recorded.LLDB_14)
-        log = log or Path(scratch, "packets")
+        recorded = Recorded.LLDB_23 if lldb == LLDB_23 else Recorded.LLDB_14
+        log = new_log(recorded) or Path(scratch, "packets")
         try:
             await session.cli(f"log enable -f {log} gdb-remote packets")
             yield session

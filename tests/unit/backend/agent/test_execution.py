@@ -65,6 +65,15 @@ async def hit(kit: Kit, point: int, vcpu: int = 0) -> Stop:
         return await run
 
 
+async def watch_what_was_written(kit: Kit) -> int:
+    """Watch for reads of what vCPU 0's last instruction writes; the agent's number of it."""
+    watch = await insert(kit, BreakpointKind.READ, 0x5000)
+    kit.agent.memory[CODE - 32 : CODE + 32] = b"\x90" * 64
+    kit.agent.memory[CODE - 3 : CODE] = bytes.fromhex("488907")  # mov [rdi],rax
+    kit.vcpus[0].regs = replace(kit.vcpus[0].regs, rdi=0x5000)
+    return watch
+
+
 # --- stops ---------------------------------------------------------------------------------------
 
 
@@ -135,10 +144,7 @@ async def test_a_watch_hit_waits_while_its_vcpu_is_held(kit: Kit) -> None:
 
 
 async def test_a_write_that_meets_a_watchpoint_for_reads_is_silent(kit: Kit) -> None:
-    watch = await insert(kit, BreakpointKind.READ, 0x5000)
-    kit.agent.memory[CODE - 32 : CODE + 32] = b"\x90" * 64
-    kit.agent.memory[CODE - 3 : CODE] = bytes.fromhex("488907")  # mov [rdi],rax
-    kit.vcpus[0].regs = replace(kit.vcpus[0].regs, rdi=0x5000)
+    watch = await watch_what_was_written(kit)
     async with running(kit) as run:
         kit.agent.stop(0, StopKind.WATCHED, point=watch)
         await until(lambda: not kit.agent.held)
@@ -152,10 +158,7 @@ async def test_writes_without_end_are_interrupted(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each comes before the answer to the resumption that let it happen."""
-    watch = await insert(kit, BreakpointKind.READ, 0x5000)
-    kit.agent.memory[CODE - 32 : CODE + 32] = b"\x90" * 64
-    kit.agent.memory[CODE - 3 : CODE] = bytes.fromhex("488907")
-    kit.vcpus[0].regs = replace(kit.vcpus[0].regs, rdi=0x5000)
+    watch = await watch_what_was_written(kit)
     resume = kit.agent.resume
 
     def resume_and_write(request: tuple[wire.Action, ...]) -> None:
@@ -171,10 +174,7 @@ async def test_writes_without_end_are_interrupted(
 
 
 async def test_a_step_that_does_so_is_a_step(kit: Kit) -> None:
-    watch = await insert(kit, BreakpointKind.READ, 0x5000)
-    kit.agent.memory[CODE - 32 : CODE + 32] = b"\x90" * 64
-    kit.agent.memory[CODE - 3 : CODE] = bytes.fromhex("488907")
-    kit.vcpus[0].regs = replace(kit.vcpus[0].regs, rdi=0x5000)
+    watch = await watch_what_was_written(kit)
     async with running(kit, ResumePlan.step(ZERO)) as run:
         kit.agent.stop(0, StopKind.WATCHED, point=watch, dr6=DR6_BS | 1)
         assert await run == Stop(ZERO, Stepped())
