@@ -19,7 +19,7 @@ from tests.lab.pins import read_pins
 from tests.lab.unpack import unpack_debs
 
 _ARCH = "x86_64"
-_VERSION = "2"  # of what is done to the packages here
+_VERSION = "3"  # of what is done to the packages here
 
 
 class HostTools:

@@ -82,7 +82,7 @@ class L1:
         self._frames: list[tuple[Kind, bytes]] = []
 
     def receive(self, timeout: float | None = None) -> tuple[Kind, bytes]:
-        """The next frame. Raises LabError when none comes in time or the L1 has ended."""
+        """The next frame. Raises LabError when the L1 has ended, or is silent, which ends it."""
         while not self._frames:
             self._frames += self.receive_some(timeout)
         return self._frames.pop(0)
@@ -93,9 +93,13 @@ class L1:
         try:
             data = self.channel.recv(CHUNK)
         except TimeoutError:
+            self.process.kill()  # whoever asks next would get the answers to this
             raise LabError(
-                f"L1 was silent for {timeout:g} s; the end of its console: {self.last_words()}"
+                f"L1 was silent for {timeout:g} s, and was ended; "
+                f"the end of its console: {self.last_words()}"
             ) from None
+        except ConnectionResetError:  # it ended before it had read everything
+            data = b""
         if not data:
             raise LabError(f"L1 has ended; the end of its console: {self.last_words()}")
         return list(self._decoder.feed(data))

@@ -1,6 +1,6 @@
 """What is wrong with the outer QEMU's x86 (10.0), and the bytes that put it right.
 
-Both are in ``target/i386/tcg``, and matter to who debugs an L2:
+All are in ``target/i386/tcg``, and matter to who debugs an L2:
 
 * ``raise_interrupt2`` (7.2 too) checks a guest's int3 against SVM's software-interrupt intercept
   (0x75) instead of that of exception 3, #BP (0x40 + 3): an L2's int3 kills the L2. With the number
@@ -10,12 +10,22 @@ Both are in ``target/i386/tcg``, and matter to who debugs an L2:
   the interrupt passes it: a hit is lost. A processor saves RF = 1 only with faults and between two
   turns of a repeated instruction (AMD64 manual 2, 3.1.6). With the number changed vectors above 18
   count as interrupts, which is wrong only of the rare exceptions from 19 on.
+* ``helper_vmrun`` sets CPU_INTERRUPT_VIRQ in the CPU's ``interrupt_request`` without the big lock
+  (BQL), by a read and a write. An interrupt that another thread raises between the two is lost:
+  where that is the timer's, L1 sleeps until some device wakes it, for ever perhaps, and its clock
+  (the HPET, which wraps after 43 s) does not tell. It takes the lock now. Later versions of QEMU
+  change ``interrupt_request`` atomically everywhere.
 """
 
 from __future__ import annotations
 
+import io
 import re
+import struct
 from dataclasses import dataclass
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from tests.lab.errors import LabError
 
@@ -39,17 +49,72 @@ FIXES = (
 )
 
 
+# test esi, V_IRQ; je; or dword [CPU's interrupt_request, from env in rbx], CPU_INTERRUPT_VIRQ
+_VIRQ = rb"\x85\xf6\x74\x0a(\x81\x8b.{4}\x00\x01\x00\x00)"
+# rax, rcx, rdx, rsi, rdi, r8 to r11: what a call may change, and with its return address 80 bytes.
+_PUSH = bytes.fromhex("50 51 52 56 57 4150 4151 4152 4153")
+_POP = bytes.fromhex("415b 415a 4159 4158 5f 5e 5a 59 58")
+_NO_FILE_AND_LINE = bytes.fromhex("31ff 31f6")  # arguments for bql_lock_impl
+_RET, _NOP = b"\xc3", b"\x90"
+_PAGE = 4096
+
+
 def fix_emulator(emulator: bytes) -> bytes:
     """The emulator with the fixes. Raises LabError unless the code is what they were made for."""
     fixed = bytearray(emulator)
     for fix in FIXES:
-        found = list(re.finditer(fix.pattern, emulator, re.DOTALL))
-        if len(found) != fix.places:
-            raise LabError(
-                f"the {fix.name} fix does not fit this QEMU: the instructions it changes are there "
-                f"{len(found)} times, not {fix.places}: pin a QEMU that it was made for, or look "
-                f"at {fix.function} in QEMU's source and adapt tests/lab/outer.py"
-            )
-        for place in found:
+        for place in _places(fix.pattern, emulator, fix.places, fix.name, fix.function):
             fixed[place.start(1)] = fix.byte
+    _lock_vmrun(fixed)
     return bytes(fixed)
+
+
+def _places(
+    pattern: bytes, code: bytes | bytearray, count: int, name: str, function: str
+) -> list[re.Match[bytes]]:
+    found = list(re.finditer(pattern, code, re.DOTALL))
+    if len(found) != count:
+        raise LabError(
+            f"the {name} fix does not fit this QEMU: the instructions it changes are there "
+            f"{len(found)} times, not {count}: pin a QEMU that it was made for, or look "
+            f"at {function} in QEMU's source and adapt tests/lab/outer.py"
+        )
+    return found
+
+
+def _lock_vmrun(emulator: bytearray) -> None:
+    """Lead helper_vmrun's change through code behind the program's own, which takes the lock."""
+    (place,) = _places(_VIRQ, emulator, 1, "VIRQ", "helper_vmrun")
+    change, at = place[1], place.start(1)
+    elf = ELFFile(io.BytesIO(emulator))
+    (text,) = (
+        segment.header
+        for segment in elf.iter_segments("PT_LOAD")
+        if 0 <= at - segment["p_offset"] < segment["p_filesz"]
+    )
+    moved = text["p_vaddr"] - text["p_offset"]
+    start = text["p_offset"] + text["p_filesz"]
+    code = _PUSH + _NO_FILE_AND_LINE
+    code += _call(start + len(code), _function(elf, "bql_lock_impl") - moved)
+    code += change
+    code += _call(start + len(code), _function(elf, "bql_unlock") - moved)
+    code += _POP + _RET
+    # The last page of the program is in memory as a whole, as it is in the file.
+    if start % _PAGE + len(code) > _PAGE or any(emulator[start : start + len(code)]):
+        raise LabError("the VIRQ fix does not fit this QEMU: there is no room behind its code")
+    emulator[start : start + len(code)] = code
+    emulator[at : at + len(change)] = _call(at, start).ljust(len(change), _NOP)
+
+
+def _function(elf: ELFFile, name: str) -> int:
+    """The address of an exported function, before relocation."""
+    symbols = elf.get_section_by_name(".dynsym")
+    found = symbols.get_symbol_by_name(name) if isinstance(symbols, SymbolTableSection) else None
+    if not found:
+        raise LabError(f"the VIRQ fix does not fit this QEMU: it has no {name}")
+    return int(found[0]["st_value"])
+
+
+def _call(at: int, to: int) -> bytes:
+    """A call, both offsets in the file."""
+    return b"\xe8" + struct.pack("<i", to - (at + 5))

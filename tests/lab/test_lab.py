@@ -180,6 +180,14 @@ def test_an_l1_that_dies_is_one_sentence(lab: Lab) -> None:
         doomed.run("echo c > /proc/sysrq-trigger; sleep 60")
 
 
+def test_an_l1_that_is_silent_is_one_sentence_and_no_more(lab: Lab) -> None:
+    with lab.start(QUIET) as silent:
+        with pytest.raises(LabError, match=r"L1 was silent for 0\.5 s, and was ended"):
+            silent.run("sleep 60; echo late", timeout=0.5)
+        with pytest.raises(LabError, match="L1 has ended"):
+            silent.run("true")
+
+
 def test_an_l1_ends_with_a_starter_that_is_killed(lab: Lab) -> None:
     starter = subprocess.Popen(
         [
