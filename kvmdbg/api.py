@@ -30,12 +30,12 @@ from kvmdbg.errors import (
     SymbolError,
     UnexpectedStop,
     Unsupported,
-    VmGone,
+    UsageError,
     WaitTimeout,
 )
 from kvmdbg.linux.symbols import ElfSymbols
 from kvmdbg.owner import protocol as p
-from kvmdbg.owner.client import OwnerClient
+from kvmdbg.owner.client import OwnerClient, gone_error
 from kvmdbg.owner.open import OpenOptions, open_owner
 from kvmdbg.progress import Progress, SilentProgress
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
@@ -204,7 +204,10 @@ class Vm:
             await asyncio.sleep(0.05)
 
     async def wait_gone(self, timeout: float = 10.0) -> Gone:
-        """Wait until the VM has ended, and say how; raises WaitTimeout when it does not."""
+        """Wait until the VM has ended, and say how.
+
+        Raises WaitTimeout when it does not, OwnerError when only the owner does.
+        """
         try:
             async with asyncio.timeout(timeout * self.time_scale):
                 while self._gone is None:
@@ -214,6 +217,8 @@ class Vm:
             raise WaitTimeout(
                 f"the VM {self.name} did not end within {timeout * self.time_scale:.1f} s"
             ) from error
+        if self._gone.lives:
+            raise gone_error(self._gone, self.name)
         return self._gone
 
     async def wait_notice(self, text: str, timeout: float = 10.0) -> str:
@@ -235,7 +240,7 @@ class Vm:
 
     def _require_here(self) -> None:
         if self._gone is not None:
-            raise VmGone(f"the VM {self.name} has ended: {self._gone.text}")
+            raise gone_error(self._gone, self.name)
 
     async def _resume(self, plan: ResumePlan) -> None:
         # Before the call: the VM can have stopped again when its answer arrives.
@@ -312,6 +317,8 @@ class Vm:
 
     async def read(self, where: int | str, length: int, vcpu: int | None = None) -> bytes:
         """Exactly ``length`` bytes of memory. Raises MemoryFault where one is unreadable."""
+        if length < 0:
+            raise UsageError(f"memory has no {length} bytes to read")
         address = self.address(where)
         parts = []
         for offset in range(0, length, _BULK):
@@ -324,8 +331,8 @@ class Vm:
         return b"".join(parts)
 
     async def write(self, where: int | str, data: bytes, vcpu: int | None = None) -> None:
-        """Write memory; code is executed as written. Raises MemoryFault."""
-        request = p.WriteMemory(self._vcpu(vcpu), self.address(where), data)
+        """Write memory; code is executed as written. Raises MemoryFault, TypeError."""
+        request = p.WriteMemory(self._vcpu(vcpu), self.address(where), bytes(memoryview(data)))
         await self._client.call(request)
 
     async def read_int(self, where: int | str, size: int = 8, vcpu: int | None = None) -> int:
@@ -344,8 +351,8 @@ class Vm:
         return data
 
     async def write_physical(self, address: int, data: bytes) -> None:
-        """Write guest physical memory."""
-        await self._client.call(p.WritePhysical(Gpa(address), data))
+        """Write guest physical memory. Raises MemoryFault, TypeError."""
+        await self._client.call(p.WritePhysical(Gpa(address), bytes(memoryview(data))))
 
     async def monitor(self, command: str) -> str:
         """Run a command of QEMU's human monitor and return what it printed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 import sys
 import termios
 import tty
@@ -54,12 +55,22 @@ async def _show(reader: asyncio.StreamReader) -> None:
         sys.stdout.buffer.flush()
 
 
-async def _type(writer: asyncio.StreamWriter) -> None:
+async def _open_stdin() -> asyncio.StreamReader:
+    """Standard input, be it a terminal, a pipe or a file."""
     loop = asyncio.get_running_loop()
     stdin = asyncio.StreamReader()
-    await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stdin), os.fdopen(os.dup(0), "rb")
-    )
+    if stat.S_ISREG(os.fstat(0).st_mode) or os.path.samestat(os.fstat(0), os.stat(os.devnull)):
+        stdin.feed_data(sys.stdin.buffer.read())  # epoll takes neither
+        stdin.feed_eof()
+    else:
+        await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stdin), os.fdopen(os.dup(0), "rb")
+        )
+    return stdin
+
+
+async def _type(writer: asyncio.StreamWriter) -> None:
+    stdin = await _open_stdin()
     while data := await stdin.read(1024):
         before, detach, _ = data.partition(DETACH_KEY)
         writer.write(before)
@@ -67,7 +78,7 @@ async def _type(writer: asyncio.StreamWriter) -> None:
         if detach:
             return
     # A script's input has ended: go on showing what the guest prints.
-    await loop.create_future()
+    await asyncio.get_running_loop().create_future()
 
 
 @contextlib.contextmanager

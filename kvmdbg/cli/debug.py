@@ -7,6 +7,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from kvmdbg.errors import NotRunning, Unsupported
 from kvmdbg.owner.client import OwnerClient
 from kvmdbg.owner.open import OpenOptions, open_owner, open_running
 from kvmdbg.owner.protocol import Keep, Listen, Quit, Role, VmStatus
-from kvmdbg.server.address import parse_address
+from kvmdbg.server.address import parse_address, require_place
 from kvmdbg.target.events import Gone, Notice, VmEvent
+
+ENDING = 5.0
+"""Seconds that QEMU may take to end, and its recording to become whole."""
 
 
 def _options(arguments: argparse.Namespace) -> OpenOptions:
@@ -37,7 +41,7 @@ def _options(arguments: argparse.Namespace) -> OpenOptions:
 
 async def _open(arguments: argparse.Namespace, *, kind: str, role: Role) -> OwnerClient:
     for address in arguments.listen:
-        parse_address(address)  # what is not allowed is refused before anything is booted
+        require_place(parse_address(address))  # refused before anything is booted
     with Progress() as progress:
         client = await open_owner(arguments.vm, _options(arguments), progress, kind=kind, role=role)
     try:
@@ -57,13 +61,15 @@ async def debug(arguments: argparse.Namespace) -> int:
         return await _serve_stdio(arguments)
     client = await _open(arguments, kind="cli", role=Role.USER)
     ended: asyncio.Future[Gone] = asyncio.get_running_loop().create_future()
-    if not arguments.gdb:  # gdb tells its user itself, and the terminal is gdb's
-        client.subscribe(lambda event: _tell(event, ended))
+    # gdb tells its user itself, and the terminal is gdb's.
+    client.subscribe(partial(_note_end if arguments.gdb else _tell, ended))
     try:
         status = await client.status()
         _introduce(status, client.started)
         if arguments.gdb:
             result = await run_gdb(status, arguments.gdb_args)
+            if arguments.record:
+                await _wait_for_recording(status, arguments.record, ended)
         else:
             result = await _watch(status, ended)
     finally:
@@ -81,14 +87,22 @@ def _introduce(status: VmStatus, started: bool) -> None:
     say(f"VM {status.name} is {state} (QEMU pid {status.pid}, {status.accel}, {vcpus})")
 
 
-def _tell(event: VmEvent, ended: asyncio.Future[Gone]) -> None:
-    match event:
-        case Notice(text):
-            say(text)
-        case Gone() if not ended.done():
-            ended.set_result(event)
-        case _:
-            pass
+def _tell(ended: asyncio.Future[Gone], event: VmEvent) -> None:
+    if isinstance(event, Notice):
+        say(event.text)
+    _note_end(ended, event)
+
+
+def _note_end(ended: asyncio.Future[Gone], event: VmEvent) -> None:
+    if isinstance(event, Gone) and not ended.done():
+        ended.set_result(event)
+
+
+async def _wait_for_recording(status: VmStatus, file: Path, ended: asyncio.Future[Gone]) -> None:
+    """A script wants the recording as soon as we have ended, if gdb has ended the VM."""
+    await asyncio.wait({ended}, timeout=ENDING)
+    if not ended.done():
+        say(f"the VM {status.name} goes on: {file} will be there when it has ended")
 
 
 async def _watch(status: VmStatus, ended: asyncio.Future[Gone]) -> int:
@@ -105,8 +119,8 @@ async def _watch(status: VmStatus, ended: asyncio.Future[Gone]) -> int:
     waiting.cancel()
     if ended.done():
         gone = ended.result()
-        say(f"the VM {status.name} has ended: {gone.text}")
-        return 1 if gone.signal else 0
+        say(gone.sentence(status.name))
+        return 1 if gone.signal or gone.lives else 0
     return 0
 
 
@@ -122,20 +136,21 @@ async def _serve_stdio(arguments: argparse.Namespace) -> int:
     async def gdb_socket() -> Path:
         client = await _open(arguments, kind="stdio", role=Role.BRIDGE)
         clients.append(client)
-        client.subscribe(_tell_end)
-        return Path((await client.status()).gdb_socket)
+        status = await client.status()
+        client.subscribe(partial(_tell_end, status.name))
+        return Path(status.gdb_socket)
 
     try:
-        await bridge(gdb_socket(), sys.stdin.buffer, sys.stdout.buffer)
+        await bridge(gdb_socket, sys.stdin.buffer, sys.stdout.buffer)
     finally:
         for client in clients:
             await client.bye()
     return 0
 
 
-def _tell_end(event: VmEvent) -> None:
+def _tell_end(name: str, event: VmEvent) -> None:
     if isinstance(event, Gone):
-        say(f"the VM has ended: {event.text}")
+        say(event.sentence(name))
 
 
 async def console(arguments: argparse.Namespace) -> int:

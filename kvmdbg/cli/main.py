@@ -19,6 +19,7 @@ TERMINATED = 143
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the result is the exit status."""
+    _complete_streams()
     try:
         status = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -36,6 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         _drop_output()
         say(f"cannot write to {error.filename or 'standard output'}: {error.strerror}")
         return 1
+
+
+def _complete_streams() -> None:
+    """Closed ones become /dev/null: Python has None there, and a socket could get their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until we end
 
 
 def _drop_output() -> None:

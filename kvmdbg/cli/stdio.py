@@ -14,12 +14,12 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from kvmdbg.errors import OwnerError
+from kvmdbg.errors import OwnerError, UsageError
 
 LAST_WORDS = 1.0
 """Seconds for the server to answer what gdb said last."""
@@ -41,17 +41,21 @@ class FirstPacket:
         return end >= 0 and len(self._seen) >= end + 3
 
 
-async def bridge(gdb_socket: Awaitable[Path], stdin_file: BinaryIO, stdout_file: BinaryIO) -> None:
+async def bridge(
+    gdb_socket: Callable[[], Awaitable[Path]], stdin_file: BinaryIO, stdout_file: BinaryIO
+) -> None:
     """Serve the gdb on two pipes (or one socket) until it closes its end, or the server does.
 
-    ``gdb_socket`` is awaited while gdb's first packet is acknowledged. Raises OwnerError when the
-    socket cannot be reached.
+    ``gdb_socket`` is called and awaited while gdb's first packet is acknowledged. Raises OwnerError
+    when the socket cannot be reached, UsageError where a file cannot be waited for.
     """
+    _require_stream(stdin_file, "input")
+    _require_stream(stdout_file, "output")
     async with _open_stdio(stdin_file, stdout_file) as (stdin, stdout):
         held = bytearray()
         greeting = asyncio.create_task(_acknowledge_first(stdin, stdout, held))
         try:
-            path = await gdb_socket
+            path = await gdb_socket()
             acknowledged = await greeting
         finally:
             greeting.cancel()
@@ -77,6 +81,15 @@ async def bridge(gdb_socket: Awaitable[Path], stdin_file: BinaryIO, stdout_file:
             to_gdb.cancel()
             await asyncio.gather(to_gdb, return_exceptions=True)
             writer.close()
+
+
+def _require_stream(file: BinaryIO, which: str) -> None:
+    mode = os.fstat(file.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or file.isatty()):
+        raise UsageError(
+            f"--stdio is for a gdb at the other end of a pipe, and standard {which} is none: "
+            "say target remote | kvmdbg --vm NAME --stdio in gdb"
+        )
 
 
 @asynccontextmanager

@@ -195,13 +195,16 @@ def look_up(runtime: RuntimeDir, name: str, instance: str | None = None) -> Runn
     path = Path(name).absolute() if is_path else None
     running = find_running(runtime, instance or (definition_name(path) if path else name))
     if running is not None:
+        if instance is not None and running.info is None:
+            raise VmNotFound(
+                f"{instance} is a QEMU that kvmdbg did not boot, no run of {name}: say another "
+                f"--name, or --vm {instance} to debug that one"
+            )
         return running
     if path is not None:
         if not path.is_file():
             raise VmNotFound(f"there is no VM definition {path}")
         return DefinedVm(definition_name(path), path)
-    if name.startswith("pid:"):
-        raise VmNotFound(f"no QEMU runs with process id {name[4:]}: kvmdbg ls shows what runs")
     definitions = list_definitions()
     local = Path.cwd() / f"{name}.toml"
     if local.is_file():
@@ -213,6 +216,8 @@ def look_up(runtime: RuntimeDir, name: str, instance: str | None = None) -> Runn
         raise VmNotFound(
             f"{name} is a VM that runs, and --name is for runs of a definition: leave it out"
         )
+    if name.startswith("pid:"):
+        raise VmNotFound(f"no QEMU runs with process id {name[4:]}: kvmdbg ls shows what runs")
     names = [vm.name for vm in list_vms(runtime)] + [d.name for d in definitions]
     raise VmNotFound(f"there is no VM and no definition named {name}: {_candidates(name, names)}")
 

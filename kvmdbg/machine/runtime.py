@@ -144,6 +144,7 @@ class FileLock:
                 os.close(fd)
                 return False
             if self._is_current(fd):
+                os.utime(fd)  # for the sweep
                 self._fd = fd
                 return True
             os.close(fd)  # somebody swept the file away between open and flock
@@ -229,7 +230,8 @@ class RuntimeDir:
     def sweep(self) -> None:
         """Remove what belongs to VMs and owners that are gone.
 
-        A folder without ``vm.json`` belongs to a launch under way, unless it is old.
+        A folder without ``vm.json`` belongs to a launch under way, unless it is old; a name that
+        nobody looked for in the last hour needs no lock.
         """
         for path in (self.path / "vms").iterdir():
             folder = VmFolder(path)
@@ -244,6 +246,11 @@ class RuntimeDir:
                     if lock.acquire():
                         shutil.rmtree(path, ignore_errors=True)
                         lock.release()
+        for path in (self.path / "names").iterdir():
+            lock = FileLock(path)
+            if _is_old(path) and lock.acquire():
+                path.unlink(missing_ok=True)
+                lock.release()
 
 
 def default_path() -> Path:

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from kvmdbg.errors import OwnerError, RemoteProtocolError, VmGone
+from kvmdbg.errors import KvmdbgError, OwnerError, RemoteProtocolError, VmGone
+from kvmdbg.machine.processes import ProcessId
 from kvmdbg.owner.protocol import (
     LINE_LIMIT,
     VERSION,
@@ -32,6 +33,14 @@ CALL_TIMEOUT = 60.0
 """Seconds within which the owner answers anything; its own waits are shorter."""
 
 
+OWNER_ENDED = "the process that served it ended"
+
+
+def gone_error(gone: Gone, name: str) -> KvmdbgError:
+    """What to raise after ``gone``: VmGone, or OwnerError where the VM ``name`` lives."""
+    return (OwnerError if gone.lives else VmGone)(gone.sentence(name))
+
+
 class OwnerClient:
     """One connection to an owner; made by :meth:`connect`."""
 
@@ -42,6 +51,9 @@ class OwnerClient:
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._subscribers: list[Callable[[VmEvent], None]] = []
         self._gone: Gone | None = None
+        self._leaving = False
+        self._name = ""
+        self._qemu: ProcessId | None = None
         self._pump = asyncio.create_task(self._read_messages(), name="owner-client")
         self.id = ""
         self.started = False
@@ -79,8 +91,8 @@ class OwnerClient:
     async def call(self, request: AnyRequest, timeout: float = CALL_TIMEOUT) -> Any:
         """Make a request and return its result, of the type that the request names.
 
-        Raises what the owner raised, VmGone when the connection ends, OwnerError on a timeout
-        (seconds).
+        Raises what the owner raised, VmGone when the VM has ended, OwnerError when only the owner
+        has, or does not answer within *timeout* seconds.
         """
         if self._pump.done():
             raise self._lost()
@@ -107,10 +119,12 @@ class OwnerClient:
     async def status(self) -> VmStatus:
         """What the owner knows of its VM."""
         status: VmStatus = await self.call(Status())
+        self._name, self._qemu = status.name, ProcessId.of(status.pid)
         return status
 
     async def bye(self) -> None:
         """Leave in good order."""
+        self._leaving = True
         if not self._pump.done():
             with contextlib.suppress(VmGone, OwnerError):
                 await self.call(Bye(), timeout=5.0)
@@ -118,15 +132,17 @@ class OwnerClient:
 
     async def close(self) -> None:
         """Drop the connection, as a crash would."""
+        self._leaving = True
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    def _lost(self) -> VmGone:
-        how = self._gone.text if self._gone else "its owner process ended"
-        return VmGone(f"the VM has ended: {how}")
+    def _lost(self) -> KvmdbgError:
+        if self._gone is None:
+            return OwnerError(f"the VM {self._name} cannot be asked: this client has left it")
+        return gone_error(self._gone, self._name)
 
     async def _read_messages(self) -> None:
         try:
@@ -141,8 +157,9 @@ class OwnerClient:
         except (OSError, ValueError, RemoteProtocolError):
             pass  # the connection is of no use any more, whatever the cause: reported below
         finally:
-            if self._gone is None:
-                self._deliver(Gone("its owner process ended"))
+            if self._gone is None and not self._leaving:
+                lives = self._qemu is not None and self._qemu.alive
+                self._deliver(Gone(OWNER_ENDED, lives=lives))
             for future in self._pending.values():
                 if not future.done():
                     future.set_exception(self._lost())

@@ -70,6 +70,8 @@ class ControlServer:
         connection = _Connection(self._host, reader, writer, next(self._numbers))
         try:
             await connection.serve()
+        except asyncio.CancelledError:
+            log.info("a control client was there until the end")  # asyncio would log a traceback
         except (OSError, RemoteProtocolError) as error:
             log.warning("a control client was dropped: %s", error)
         except KvmdbgError as error:
@@ -114,6 +116,9 @@ class _Connection:
         try:
             while not self._orderly and (line := await self._reader.readline()):
                 call = p.decode_call(line)
+                if isinstance(call, p.Answer):
+                    self._send(call)
+                    continue
                 task = asyncio.create_task(self._answer(client, call))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
@@ -130,7 +135,7 @@ class _Connection:
         if not line:
             return None
         call = p.decode_call(line)
-        if not isinstance(call.request, p.Hello):
+        if isinstance(call, p.Answer) or not isinstance(call.request, p.Hello):
             raise RemoteProtocolError("a control client did not begin with Hello")
         refusal = ""
         if call.request.version != p.VERSION:

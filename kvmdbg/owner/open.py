@@ -95,20 +95,16 @@ async def _open(
 def _check_still_applies(found: RunningVm, options: OpenOptions) -> None:
     """Options that only a boot could honour are refused, not ignored."""
     if options.accel not in ("auto", found.accel):
-        raise UsageError(
-            f"the VM {found.name} runs already, under {found.accel}: end it first, or say --name "
-            f"to boot another one under {options.accel}"
-        )
-    if options.overrides:
-        raise UsageError(
-            f"the VM {found.name} runs already: its definition cannot be changed now; end it "
-            "first, or say --name to boot another one"
-        )
-    if options.record is not None or options.replay is not None:
-        raise UsageError(
-            f"the VM {found.name} runs already, and a recording has the beginning of a run: "
-            "end it first, or say --name to boot another one"
-        )
+        why = f"the VM {found.name} runs already, under {found.accel}"
+    elif options.overrides:
+        why = f"the VM {found.name} runs already: its definition cannot be changed now"
+    elif options.record is not None or options.replay is not None:
+        why = f"the VM {found.name} runs already, and a recording has the beginning of a run"
+    else:
+        return
+    if found.info is None:  # there need not be a definition, or not of this machine
+        raise UsageError(f"{why}; kvmdbg did not boot it: leave the option out to attach to it")
+    raise UsageError(f"{why}: end it first, or say --name to boot another one")
 
 
 async def _connect_running(

@@ -263,7 +263,14 @@ class Push(msgspec.Struct, frozen=True, tag="push"):
     event: VmEvent
 
 
+class _Numbered(msgspec.Struct):
+    """What of a call can be read where its request cannot."""
+
+    id: int
+
+
 _encoder = msgspec.json.Encoder()
+_numbered_decoder = msgspec.json.Decoder(_Numbered)
 _call_decoder = msgspec.json.Decoder(Call)
 _message_decoder: msgspec.json.Decoder[Answer | Push] = msgspec.json.Decoder(Answer | Push)
 
@@ -278,14 +285,16 @@ def encode_result(result: object) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(result))
 
 
-def decode_call(line: bytes) -> Call:
-    """What a client sent. Raises RemoteProtocolError."""
+def decode_call(line: bytes) -> Call | Answer:
+    """What a client sent, or the refusal of a request that is wrong. Raises RemoteProtocolError."""
     try:
         return _call_decoder.decode(line)
     except msgspec.MsgspecError as error:
-        raise RemoteProtocolError(
-            f"a control client sent a request that is wrong: {error}"
-        ) from error
+        wrong = RemoteProtocolError(f"a control client sent a request that is wrong: {error}")
+        try:
+            return Answer(_numbered_decoder.decode(line).id, failure=Failure.of(wrong))
+        except msgspec.MsgspecError:
+            raise wrong from error
 
 
 def decode_message(line: bytes) -> Answer | Push:

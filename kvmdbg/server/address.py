@@ -78,6 +78,21 @@ def parse_address(text: str) -> Address:
             )
 
 
+def require_place(address: Address) -> None:
+    """Raise ListenError where there is no such device, or no folder for the socket or link.
+
+    For whoever is about to boot a VM for it; that it can be used shows when it is opened.
+    """
+    match address:
+        case SerialAddress(path=path) if not path.exists():
+            raise ListenError(f"cannot listen on {address}: there is no {path}")
+        case UnixAddress(path=Path() as path) | PtyAddress(path=Path() as path):
+            if not path.parent.is_dir():
+                raise ListenError(f"cannot listen on {address}: there is no folder {path.parent}")
+        case _:
+            pass
+
+
 def _unix(text: str) -> UnixAddress:
     path = Path(text).absolute()
     if len(bytes(path)) > _MAX_PATH:

@@ -136,17 +136,19 @@ def explain(vm: Vm, reason: StopReason, client: ClientId) -> str | None:
         case Halted(state):
             return f"QEMU stopped the VM, its state is {state.value}"
         case _:
-            return _explain_hit(vm.hit, client)
+            return _explain_hit(vm, client)
 
 
-def _explain_hit(
-    found: Mapping[BreakpointSpec, frozenset[ClientId]], client: ClientId
-) -> str | None:
+def _explain_hit(vm: Vm, client: ClientId) -> str | None:
     """Whose it was, if not the client's own."""
+    found = vm.hit
     if not found or any(client in owners for owners in found.values()):
         return None
-    whose = ", ".join(sorted(owner for owners in found.values() for owner in owners))
-    return f"the {next(iter(found))}, of {whose}, was hit"
+    # One that is wanted whatever its conditions say is a reason; of the others one is.
+    certain = [s for s in found if len(vm.breakpoints.conditions(s)) < len(found[s])]
+    specs = certain[:1] or list(found)
+    whose = ", ".join(sorted({owner for spec in specs for owner in found[spec]}))
+    return f"the {' or the '.join(map(str, specs))}, of {whose}, was hit"
 
 
 def end_reply(gone: events.Gone) -> StopReply:

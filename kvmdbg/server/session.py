@@ -107,8 +107,8 @@ class Session:
                     await self._report(stop)
             case Notice(text):
                 self._tell(text)
-            case Gone(text):
-                self._tell(f"the VM has ended: {text}")
+            case Gone():
+                self._tell(item.sentence(self._client.vm.name))
                 if self._is_running:
                     self._connection.send(end_reply(item))
                 elif self._client.non_stop is not None:
@@ -140,7 +140,9 @@ class Session:
             return
         if isinstance(command, Monitor):
             self._print(f"{error}\n")
-        elif is_worth_telling(error) and not agreed.error_strings:
+        elif agreed.error_strings or str(error) in self._notices:  # gdb asks many times
+            return
+        elif is_worth_telling(error):
             self._notices.append(str(error))
 
     def _answer(self, outcome: Outcome) -> None:

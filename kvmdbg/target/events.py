@@ -26,11 +26,19 @@ class Notice(msgspec.Struct, frozen=True, tag="notice"):
 class Gone(msgspec.Struct, frozen=True, tag="gone"):
     """The VM has ended; nothing follows. ``text`` says how, as half a sentence.
 
-    ``signal`` is the signal number that killed QEMU, 0 where it ended by itself.
+    ``signal`` is the signal number that killed QEMU, 0 where it ended by itself. Where the VM
+    ``lives``, only what led to it has ended, and ``text`` says what.
     """
 
     text: str
     signal: int = 0
+    lives: bool = False
+
+    def sentence(self, name: str) -> str:
+        """What to tell a person; ``name`` is the VM's."""
+        if self.lives:
+            return f"{self.text}; the VM runs on: kvmdbg --vm {name} takes over"
+        return f"the VM {name} has ended: {self.text}"
 
 
 VmEvent = Stopped | Resumed | Notice | Gone

@@ -431,7 +431,7 @@ class Vm(StoppedGuest):
 
     def _require_alive(self) -> None:
         if self._gone is not None:
-            raise VmGone(f"the VM {self.name} has ended: {self._gone.text}")
+            raise VmGone(self._gone.sentence(self.name))
 
     def _require_stopped(self) -> None:
         self._require_alive()

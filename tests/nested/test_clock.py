@@ -36,7 +36,8 @@ async def test_a_minute_in_the_debugger_is_no_time_for_the_guest(kvmdbg_vm: Vm) 
             break
         await asyncio.sleep(1)
     else:
-        pytest.fail("the guest does not take its TSC for a clock")
+        why = await shell(vm, "dmesg | tail -n 40", "why")
+        pytest.fail(f"the guest does not take its TSC for a clock: {why}")
     began, before = time.monotonic(), float(await shell(vm, "cut -d' ' -f1 /proc/uptime", "before"))
     await vm.pause()
     await asyncio.sleep(STOPPED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -118,6 +119,8 @@ async def test_an_unknown_pid() -> None:
         (("--listen", "tcp:127.0.0.1:http"), "is no TCP port"),
         (("--listen", "serial:/dev/null,fast"), "use serial:DEVICE or serial:DEVICE,SPEED"),
         (("--listen", "carrier-pigeon"), "use unix:PATH, tcp:HOST:PORT"),
+        (("--listen", "serial:/dev/nosuch"), "there is no /dev/nosuch"),
+        (("--stdio",), "is for a gdb at the other end of a pipe, and standard input is none"),
     ],
 )
 async def test_what_cannot_be_is_refused_and_boots_nothing(
@@ -257,6 +260,31 @@ async def console(kvmdbg_vm: Vm) -> AsyncIterator[Terminal]:
     await demo.booted(kvmdbg_vm)
     async with on_terminal(command.KVMDBG, "--vm", kvmdbg_vm.name, "console") as terminal:
         yield terminal
+
+
+@running
+@pytest.mark.parametrize("typed", ["", "echo 'fi'led\n"])
+async def test_consoles_input_can_be_a_file(kvmdbg_vm: Vm, typed: str, tmp_path: Path) -> None:
+    await demo.booted(kvmdbg_vm)
+    file = tmp_path / "typed"
+    file.write_text(typed)
+    process = await asyncio.create_subprocess_shell(
+        f"exec {command.KVMDBG} --vm {kvmdbg_vm.name} console < {file if typed else os.devnull}",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            await process.stdout.readuntil(b"\nfiled" if typed else b"kvmdbg-demo: ready")
+            await kvmdbg_vm.quit()
+            _, errors = await process.communicate()
+        assert process.returncode == 0
+        assert b"Traceback" not in errors
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @running

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 import kvmdbg
+from kvmdbg.errors import OwnerError
 from tests.support import command, demo, vms
 from tests.support.gdb import Gdb, start_gdb
 
@@ -44,6 +45,8 @@ async def test_a_killed_owner_leaves_a_guest_that_runs_unpatched(
             await leave(gdb)
             await vms.kill_owner(vm.status)
             await vms.wait_state(vm.status, "running")
+            with pytest.raises(OwnerError, match=f"the VM runs on: kvmdbg --vm {name} takes over"):
+                await vm.pause()
         # sync() and open() are called: no breakpoint of the dead owner's stops them.
         await vms.type_line(vm.status, "sync; echo 'survi'ved")
         await vms.wait_printed(vm.status, "\nsurvived")

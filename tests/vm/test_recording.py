@@ -49,6 +49,24 @@ async def test_a_replay_needs_a_recording_of_the_same_machine(tmp_path: Path) ->
         await vm.quit()
 
 
+@pytest.mark.gdb
+async def test_a_recording_is_there_when_gdb_has_killed_the_vm(tmp_path: Path) -> None:
+    file, name = tmp_path / "run", fresh_name()
+    script = ("-nx", "-batch", "-ex", "stepi 5", "-ex", "kill")
+    done = await run_kvmdbg(
+        *("--vm", "demo", "--name", name, "--record", file, "--gdb", "--", *script)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.json"]
+    assert done.status == 0
+    assert "will be there when it has ended" not in done.err
+
+    script = ("-nx", "-batch", "-ex", "stepi 5", "-ex", "detach")
+    done = await run_kvmdbg(
+        *("--vm", "demo", "--name", name, "--record", f"{file}2", "--gdb", "--", *script)
+    )
+    assert f"the VM {name} goes on: {file}2 will be there when it has ended" in done.err
+
+
 async def test_a_qemu_that_is_killed_leaves_no_recording(tmp_path: Path) -> None:
     file = tmp_path / "run"
     async with kvmdbg.open("demo", instance=fresh_name(), record=file) as vm:

@@ -49,6 +49,8 @@ REFUSED = {
 }
 """Commands of QEMU's monitors, HMP and QMP, that would pull the rug away, and why."""
 
+_FLUSH = "maintenance flush register-cache shows where it is"
+
 _CR4_LA57 = 1 << 12
 
 _WATCHES = {"r": BreakpointKind.READ, "w": BreakpointKind.WRITE, "rw": BreakpointKind.ACCESS}
@@ -60,6 +62,8 @@ async def run(client: Client, command: Monitor) -> Outcome:
     name, _, rest = line.partition(" ")
     if line == "":
         name = "help"
+    if name == "help" and rest.strip() in _OWN:
+        return Printed(_help_on(rest.strip()))
     if name in _OWN and not (name == "help" and rest):
         return Printed(await _OWN[name](client, rest.strip()))
     _check(name)
@@ -72,6 +76,17 @@ async def run(client: Client, command: Monitor) -> Outcome:
 
 async def _help(client: Client, rest: str) -> str:
     return HELP
+
+
+def _help_on(command: str) -> str:
+    """What the help says of one of our own commands."""
+    chosen, lines = False, []
+    for line in HELP.splitlines(keepends=True):
+        if not line.startswith(" "):
+            chosen = line.split()[1] == command
+        if chosen:
+            lines.append(line)
+    return "".join(lines)
 
 
 async def _clients(client: Client, rest: str) -> str:
@@ -95,7 +110,7 @@ async def _drive(client: Client, rest: str) -> str:
     has_moved = stop is not client.seen
     client.shown(stop)
     if has_moved:
-        return "it has moved since you saw it: maintenance flush register-cache shows where it is\n"
+        return f"it has moved since you saw it: {_FLUSH}\n"
     return ""
 
 
@@ -152,14 +167,17 @@ async def _unwatch(client: Client, rest: str) -> str:
 async def _reset(client: Client, rest: str) -> str:
     client.require_drive()
     await client.vm.reset()
-    return "the VM was reset\n"
+    return f"the VM was reset: {_FLUSH}\n"
 
 
 def _number(word: str) -> int:
     try:
         return int(word, 0)
     except ValueError:
-        raise MonitorError(f"{word!r} is no number: write 0x… or decimal") from None
+        raise MonitorError(
+            f"{word!r} is no number: write 0x… or decimal, or let gdb look a symbol up: "
+            f'eval "monitor watch %p 8", &{word}'
+        ) from None
 
 
 def _check(name: str) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvmdbg.cli import stdio
 from kvmdbg.cli.stdio import FirstPacket
+from kvmdbg.errors import UsageError
 
 PACKET = b"$qSupported:xmlRegisters=i386#77"
 
@@ -73,7 +74,7 @@ async def test_gdb_is_answered_before_the_vm_is_there(pipes: Pipes, tmp_path: Pa
         writer.close()
 
     booted: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
-    bridge = asyncio.create_task(stdio.bridge(booted, pipes.stdin, pipes.stdout))
+    bridge = asyncio.create_task(stdio.bridge(lambda: booted, pipes.stdin, pipes.stdout))
     os.write(pipes.to_bridge, PACKET)
     assert await _read(pipes.from_bridge, 1) == b"+"
     server = await asyncio.start_unix_server(serve, tmp_path / "s")
@@ -86,8 +87,19 @@ async def test_gdb_is_answered_before_the_vm_is_there(pipes: Pipes, tmp_path: Pa
     server.close()
 
 
+async def test_a_file_is_refused(pipes: Pipes, tmp_path: Path) -> None:
+    def never() -> asyncio.Future[Path]:
+        raise AssertionError
+
+    with (tmp_path / "file").open("w+b") as file:
+        with pytest.raises(UsageError, match="input is none"):
+            await stdio.bridge(never, file, pipes.stdout)
+        with pytest.raises(UsageError, match="output is none"):
+            await stdio.bridge(never, pipes.stdin, file)
+
+
 async def test_a_start_that_fails_is_reported(pipes: Pipes) -> None:
     booted: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
     booted.set_exception(FileNotFoundError("no such VM"))
     with pytest.raises(FileNotFoundError):
-        await asyncio.wait_for(stdio.bridge(booted, pipes.stdin, pipes.stdout), 5)
+        await asyncio.wait_for(stdio.bridge(lambda: booted, pipes.stdin, pipes.stdout), 5)

@@ -3,14 +3,16 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
 from kvmdbg.errors import VmAmbiguous, VmNotFound
 from kvmdbg.machine import find
 from kvmdbg.machine.find import DefinedVm, RunningVm, list_definitions, look_up
 from kvmdbg.machine.processes import ProcessId
-from kvmdbg.machine.runtime import RuntimeDir
+from kvmdbg.machine.runtime import RuntimeDir, VmInfo
 
 
 @pytest.fixture
@@ -76,11 +78,25 @@ def test_a_path_is_a_definition(runtime: RuntimeDir, here: Path) -> None:
 def test_a_running_vm_comes_first(
     runtime: RuntimeDir, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vms = [running("demo", 10), running("demo-2", 11)]
+    ours = msgspec.structs.replace(running("demo-2", 11), info=cast(VmInfo, object()))
+    vms = [running("demo", 10), ours, running("foreign", 12)]
     monkeypatch.setattr(find, "list_vms", lambda _: vms)
     assert look_up(runtime, "demo") == vms[0]
     assert look_up(runtime, "demo", "demo-2") == vms[1]
     assert isinstance(look_up(runtime, "demo", "demo-3"), DefinedVm)
+    with pytest.raises(VmNotFound, match="foreign is a QEMU that kvmdbg did not boot"):
+        look_up(runtime, "demo", "foreign")
+    with pytest.raises(VmNotFound, match=r"foreign is a VM that runs, .* leave it out"):
+        look_up(runtime, "foreign", "other")
+
+
+def test_a_pid_has_no_other_name(
+    runtime: RuntimeDir, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "running_vm", lambda _, pid: running("a", pid))
+    assert look_up(runtime, "pid:10") == running("a", 10)
+    with pytest.raises(VmNotFound, match=r"pid:10 is a VM that runs, .* leave it out"):
+        look_up(runtime, "pid:10", "other")
 
 
 def test_an_ambiguous_name_lists_the_pids(

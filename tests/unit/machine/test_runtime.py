@@ -114,7 +114,20 @@ def test_sweep_removes_what_is_gone_and_nothing_else(runtime: RuntimeDir) -> Non
     kept, stale, held = runtime.owner(me()), runtime.owner(GONE), runtime.owner(ProcessId(3, 0))
     lock = FileLock(held.lock)
     assert lock.acquire()
+    names = [runtime.name_lock(name) for name in ("used", "unused", "used for long")]
+    for name in names:
+        assert name.acquire()
+    for name in names[:2]:
+        name.release()
+    for path in (runtime.path / "names").iterdir():
+        if path.name != "used.lock":
+            os.utime(path, (0, 0))
     runtime.sweep()
+    assert {path.name for path in (runtime.path / "names").iterdir()} == {
+        "used.lock",
+        "used%20for%20long.lock",
+    }
+    names[2].release()
     assert [folder.path.exists() for folder in (live, dead, fresh, old)] == [
         True,
         False,

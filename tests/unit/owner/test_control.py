@@ -6,13 +6,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvmdbg.addr import Gva, VcpuIndex
-from kvmdbg.errors import Busy, MemoryFault, OwnerError, VmGone, VmRunning
+from kvmdbg.errors import (
+    Busy,
+    MemoryFault,
+    OwnerError,
+    RemoteProtocolError,
+    VmGone,
+    VmRunning,
+)
 from kvmdbg.owner import protocol as p
-from kvmdbg.owner.client import OwnerClient
+from kvmdbg.owner.client import OWNER_ENDED, OwnerClient
 from kvmdbg.owner.control import ControlServer
 from kvmdbg.owner.lifetime import End, Lifetime
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
@@ -27,7 +35,8 @@ BREAKPOINT = BreakpointSpec(BreakpointKind.SOFTWARE, Gva(CODE + 5), 1)
 class FakeHost:
     """An owner without a machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int = 1) -> None:
+        self.pid = pid
         self.fake = FakeVm(vcpus=2)
         self.vm = self.fake.facade()
         self.lifetime = Lifetime(booted=True, keep=False, orphan_timeout=0)
@@ -36,7 +45,7 @@ class FakeHost:
     def status(self) -> p.VmStatus:
         return p.VmStatus(
             name="fake",
-            pid=1,
+            pid=self.pid,
             arch="x86_64",
             accel="tcg",
             engine="fake",
@@ -189,17 +198,42 @@ async def test_the_end_of_the_vm_reaches_calls_under_way(
         await client.call(p.Pause())
 
 
-async def test_an_owner_that_vanishes_is_told_apart(tmp_path: Path) -> None:
-    host = FakeHost()
-    server = ControlServer(host)
+@pytest.mark.parametrize("lives", [True, False])
+async def test_an_owner_that_vanishes_is_told_apart(tmp_path: Path, lives: bool) -> None:
+    qemu = await asyncio.create_subprocess_exec("sleep", "60")
+    server = ControlServer(FakeHost(qemu.pid))
     await server.open(tmp_path / "d")
     client = await OwnerClient.connect(tmp_path / "d", kind="test")
+    assert (await client.status()).pid == qemu.pid
     events = Events(client)
+    if not lives:
+        qemu.kill()
+        await qemu.wait()
     await server.close()
-    assert await events.next() == Gone("its owner process ended")
-    with pytest.raises(VmGone, match="its owner process ended"):
+    assert await events.next() == Gone(OWNER_ENDED, lives=lives)
+    if lives:
+        qemu.kill()
+        await qemu.wait()
+    expected = OwnerError if lives else VmGone
+    with pytest.raises(expected, match="runs on: kvmdbg --vm" if lives else "has ended: the proc"):
         await client.call(p.Status())
     await client.close()
+
+
+async def test_a_wrong_request_is_refused_and_no_more(client: OwnerClient) -> None:
+    wrong: Any = "no bytes"
+    with pytest.raises(RemoteProtocolError, match=r"wrong: .* at `\$\.request\.data`"):
+        await client.call(p.WriteMemory(CPU, DATA, wrong))
+    await client.call(p.WriteMemory(CPU, DATA, b"bytes"))
+
+
+async def test_one_who_has_left_is_told_so(client: OwnerClient) -> None:
+    events = Events(client)
+    await client.bye()
+    with pytest.raises(OwnerError, match="has left"):
+        await client.status()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(events.next(), 0.1)
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:

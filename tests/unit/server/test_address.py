@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvmdbg.errors import ListenError
-from kvmdbg.server.address import UnixAddress, parse_address
+from kvmdbg.server.address import UnixAddress, parse_address, require_place
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,15 @@ from kvmdbg.server.address import UnixAddress, parse_address
 )
 def test_good(text: str, meaning: str) -> None:
     assert str(parse_address(text)) == meaning
+
+
+@pytest.mark.parametrize("scheme", ["unix", "pty", "serial"])
+def test_a_place_that_is_not_there(scheme: str, tmp_path: Path) -> None:
+    require_place(parse_address("pty:"))
+    (tmp_path / "there").touch()
+    require_place(parse_address(f"{scheme}:{tmp_path}/there"))
+    with pytest.raises(ListenError, match=r"there is no .*missing"):
+        require_place(parse_address(f"{scheme}:{tmp_path}/missing/x"))
 
 
 def test_relative_paths_are_made_absolute() -> None:

@@ -474,6 +474,9 @@ async def test_monitor(gdb: RspPeer, host: FakeHost) -> None:
     host.fake.monitor.hmp_answers["info status"] = "VM status: paused\n" * 500
     assert await gdb.monitor("info status") == "VM status: paused\n" * 500
     assert "monitor qmp COMMAND" in await gdb.monitor("help")
+    watch = await gdb.monitor("help watch")
+    assert watch.startswith("monitor watch ADDR LEN")
+    assert watch.endswith("what is watched\n")
     assert await gdb.monitor("") == await gdb.monitor("help")
     listed = await gdb.monitor("info system-registers")
     assert re.search(r"^cr0 +0x0$", listed, re.MULTILINE)
