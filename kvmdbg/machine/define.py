@@ -173,7 +173,7 @@ class _Reader:
         self._text = text
 
     def error(self, key: tuple[str, ...], problem: str) -> DefinitionError:
-        where = f"{self._path}:{_line_of(self._text, key)}" if self._text else "--set"
+        where = f"{self._path}:{_line_of(self._text, key)}" if self._text else "set for this run"
         return DefinitionError(f"{where}: {'.'.join(key)}: {problem}")
 
     def table(

@@ -94,7 +94,7 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     path.write_text("cpus = 1")
     definition = load_definition(path)
     assert with_overrides(definition, {"cpus": 2, "debug": {"on_kill": "detach"}}).cpus == 2
-    with pytest.raises(DefinitionError, match=r"^--set: cpus: expected a number"):
+    with pytest.raises(DefinitionError, match=r"^set for this run: cpus: expected a number"):
         with_overrides(definition, {"cpus": 0})
-    with pytest.raises(DefinitionError, match=r"^--set: name: there is no such key"):
+    with pytest.raises(DefinitionError, match=r"^set for this run: name: there is no such key"):
         with_overrides(definition, {"name": "x"})
