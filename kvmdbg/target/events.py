@@ -37,7 +37,7 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     def sentence(self, name: str) -> str:
         """What to tell a person; ``name`` is the VM's."""
         if self.lives:
-            return f"{self.text}; the VM runs on: kvmdbg --vm {name} takes over"
+            return f"the VM {name} runs on, but {self.text}: kvmdbg --vm {name} takes over"
         return f"the VM {name} has ended: {self.text}"
 
 

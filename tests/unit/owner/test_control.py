@@ -215,7 +215,7 @@ async def test_an_owner_that_vanishes_is_told_apart(tmp_path: Path, lives: bool)
         qemu.kill()
         await qemu.wait()
     expected = OwnerError if lives else VmGone
-    with pytest.raises(expected, match="runs on: kvmdbg --vm" if lives else "has ended: the proc"):
+    with pytest.raises(expected, match="runs on, but the proc" if lives else "has ended: the proc"):
         await client.call(p.Status())
     await client.close()
 
