@@ -81,7 +81,9 @@ async def test_a_foreign_quit_is_an_exit(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None
         await qmp.execute("quit")
         stop = await gdb.wait_stopped()
     assert stop["reason"] == "exited-normally"
-    await gdb.wait_console("has ended: a monitor command told QEMU to quit")
+    await gdb.wait_console(
+        f"kvmdbg: the VM {kvmdbg_vm.name} has ended: a monitor command told QEMU to quit"
+    )
 
 
 async def test_a_panic_is_an_abort(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:

@@ -100,7 +100,8 @@ def _lock_vmrun(emulator: bytearray) -> None:
     code += _call(start + len(code), _function(elf, "bql_unlock") - moved)
     code += _POP + _RET
     # The last page of the program is in memory as a whole, as it is in the file.
-    if start % _PAGE + len(code) > _PAGE or any(emulator[start : start + len(code)]):
+    room = -start % _PAGE
+    if room < len(code) or any(emulator[start : start + len(code)]):
         raise LabError("the VIRQ fix does not fit this QEMU: there is no room behind its code")
     emulator[start : start + len(code)] = code
     emulator[at : at + len(change)] = _call(at, start).ljust(len(change), _NOP)
