@@ -112,7 +112,7 @@ def test_its_kvm_does_what_the_matrix_says(l1: L1) -> None:
     assert ran > 20, done.out
 
 
-soak = pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour: make soak")
+soak = pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="an hour: make soak")
 
 
 @pytest.mark.timeout(3600)
@@ -122,8 +122,9 @@ soak = pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour:
     [
         ("tests/nested", 4),  # guests that patch and debug themselves
         ("tests/contract -k agent", 90),
+        ("tests/gdb/test_demo.py tests/gdb/test_batch.py", 8),
         pytest.param("tests/agent/test_late.py", 15, marks=soak),
-        pytest.param("tests/gdb/test_demo.py tests/gdb/test_batch.py", 8, marks=soak),
+        pytest.param("tests/vm/test_killed.py", 4, marks=soak),  # with int3s
         pytest.param("tests/gdb/test_watchpoints.py tests/gdb/test_halted.py", 16, marks=soak),
         pytest.param("tests/gdb/test_breakpoints.py tests/gdb/test_stepping.py", 20, marks=soak),
         pytest.param(
@@ -133,7 +134,7 @@ soak = pytest.mark.skipif("KVMDBG_SOAK" not in os.environ, reason="half an hour:
     ],
 )
 def test_guests_are_debugged_under_its_kvm(l1: L1, tests: str, least: int) -> None:
-    options = "--kvmdbg-accel kvm --kvmdbg-timeout-scale 2"
+    options = "--kvmdbg-accel kvm --kvmdbg-timeout-scale 3"
     done = l1.run(f"pytest -q --junitxml=guests.xml {tests} {options}", file="guests.xml")
     assert done.status == 0, done.out + done.err
     assert done.file is not None

@@ -29,7 +29,7 @@ from tests.vm.bare import SECONDS, foreign_qemu, needs_qemu, private_runtime, wa
 SOAK = "KVMDBG_SOAK" in os.environ
 KILLS = 300 if SOAK else 10
 
-pytestmark = [pytest.mark.vm, needs_qemu, pytest.mark.timeout(30 * KILLS)]
+pytestmark = [pytest.mark.vm, needs_qemu, pytest.mark.timeout(60 * KILLS)]
 
 
 class Victim:
