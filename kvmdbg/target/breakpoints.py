@@ -19,6 +19,8 @@ from kvmdbg.target.expressions import Expression
 ClientId = str
 """Names a client of the VM, e.g. ``gdb-1`` or ``api-3``."""
 
+_ADDRESSES = 1 << 64
+
 
 class BreakpointKind(Enum):
     """RSP's kinds, by their number in the Z packet."""
@@ -117,6 +119,7 @@ class BreakpointManager:
         its condition is the one that counts."""
         if spec.kind not in self._store.kinds:
             raise BreakpointError(f"this engine has no {spec.kind.name.lower()} breakpoints")
+        _check_place(spec)
         owners = self._owners.get(spec)
         if owners is None:
             await self._store.insert(spec)
@@ -146,3 +149,10 @@ class BreakpointManager:
         """Remove all that ``client`` holds."""
         for spec in self.held_by(client):
             await self.remove(client, spec)
+
+
+def _check_place(spec: BreakpointSpec) -> None:
+    if spec.kind.is_watchpoint and spec.length < 1:
+        raise BreakpointError(f"the {spec} is refused: there is no byte to watch")
+    if spec.address < 0 or spec.address + spec.length > _ADDRESSES:
+        raise BreakpointError(f"the {spec} is refused: addresses are 64 bits")

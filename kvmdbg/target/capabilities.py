@@ -130,6 +130,15 @@ class History(Protocol):
 
 
 @runtime_checkable
+class Notifies(Protocol):
+    """That it finds things out which the user is to know: a further capability of an Execution."""
+
+    def on_notice(self, tell: Callable[[str], None]) -> None:
+        """``tell`` is called with each, as a sentence without a full stop."""
+        ...
+
+
+@runtime_checkable
 class PatchesCode(Protocol):
     """A breakpoint store that writes breakpoints into the guest's own code."""
 

@@ -28,7 +28,7 @@ from kvmdbg.target.breakpoints import (
     ClientId,
     Placement,
 )
-from kvmdbg.target.capabilities import Engine, MonitorQuery, RunControl
+from kvmdbg.target.capabilities import Engine, MonitorQuery, Notifies, RunControl
 from kvmdbg.target.clients import Clients
 from kvmdbg.target.conditions import is_wanted, parse_condition
 from kvmdbg.target.events import Gone, Notice, Resumed, Stopped, VmEvent
@@ -98,6 +98,8 @@ class Vm(StoppedGuest):
         self._subscribers: list[Callable[[VmEvent], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         run_control.subscribe(self._on_run_event)
+        if isinstance(engine.execution, Notifies):
+            engine.execution.on_notice(self.notice)
 
     # --- what is known ---------------------------------------------------------------------------
 

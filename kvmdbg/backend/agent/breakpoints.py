@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from kvmdbg.addr import Gva
 from kvmdbg.agent.client import AgentClient
@@ -120,12 +121,12 @@ class AgentBreakpoints:
     # --- watchpoints -----------------------------------------------------------------------------
 
     async def _watch(self, spec: BreakpointSpec) -> None:
-        wanted = list(pieces(spec.address, spec.length))
         room = self._agent.welcome.debug_registers
+        wanted = list(islice(pieces(spec.address, spec.length), room + 1))
         if len(wanted) > room:
             raise BreakpointError(
-                f"the {spec} is refused: it takes {len(wanted)} debug registers, and a vCPU has "
-                f"{room}: watch {8 * room} aligned bytes at most"
+                f"the {spec} is refused: it takes more than the {room} debug registers of a vCPU: "
+                f"watch {8 * room} aligned bytes at most"
             )
         if spec.address >> 63 and not self._abilities.kernel_watch:
             raise BreakpointError(

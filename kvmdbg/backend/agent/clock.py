@@ -5,12 +5,10 @@ QEMU keeps its own clocks and kvmclock across a stop, but not the TSC.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.wire.structs import ClockState
-
-log = logging.getLogger(__name__)
 
 
 class GuestClock:
@@ -19,6 +17,11 @@ class GuestClock:
     def __init__(self, agent: AgentClient) -> None:
         self._agent = agent
         self.state = ClockState.UNSEEN
+        self._tell: Callable[[str], None] = lambda text: None
+
+    def on_notice(self, tell: Callable[[str], None]) -> None:
+        """See :class:`kvmdbg.target.capabilities.Notifies`."""
+        self._tell = tell
 
     async def resumed(self) -> None:
         """The guest runs on: what of its clock?"""
@@ -26,6 +29,6 @@ class GuestClock:
             return
         self.state = (await self._agent.clock()).state
         if self.state is ClockState.DEAF:
-            log.warning(
+            self._tell(
                 "the guest's TSC runs on while it is stopped: this host's KVM does not move it"
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
@@ -33,7 +34,7 @@ from kvmdbg.target.stops import (
     WatchpointHit,
 )
 from kvmdbg.wire import structs as wire
-from kvmdbg.wire.structs import NO_FLAGS, ActionFlags, ActionKind, StopKind
+from kvmdbg.wire.structs import NO_FLAGS, ActionFlags, ActionKind, Features, StopKind
 
 DEFERRED_INTERVAL = 0.05
 """Seconds between two looks whether a deferred breakpoint can be armed, while the VM runs."""
@@ -50,8 +51,11 @@ _KINDS = {
 }
 
 
+_ENABLE, _NO_IRQ = 1, 2  # bits of a step mode; the guest's time goes on during a step
+
+
 class AgentExecution:
-    """Implements :class:`kvmdbg.target.capabilities.Execution`."""
+    """Implements :class:`kvmdbg.target.capabilities.Execution`, and StepControl."""
 
     def __init__(
         self,
@@ -80,6 +84,8 @@ class AgentExecution:
         self._rung = False
         self._stop_seen = False
         self._lost: TargetError | None = None
+        masks = Features.BLOCKIRQ in agent.welcome.features
+        self.step_bits = self.step_mode = _ENABLE | _NO_IRQ if masks else _ENABLE
         agent.on_doorbell(self._on_doorbell)
         run_control.subscribe(self._on_event)
 
@@ -108,6 +114,10 @@ class AgentExecution:
         await self._run_control.pause()
         await self._agent.hold()
         self._forget_state()
+
+    def on_notice(self, tell: Callable[[str], None]) -> None:
+        """See :class:`kvmdbg.target.capabilities.Notifies`."""
+        self._clock.on_notice(tell)
 
     def forget(self) -> None:
         """See the capability."""
@@ -176,6 +186,8 @@ class AgentExecution:
             action = plan.action(vcpu)
             told = action is not Action.HOLD and await self._is_where_told(vcpu)
             flags = ActionFlags.STEP_OVER if told or action is Action.STEP else NO_FLAGS
+            if action is Action.STEP and not self.step_mode & _NO_IRQ:
+                flags |= ActionFlags.LET_IRQ
             actions.append(wire.Action(self._vcpus.number(vcpu), _KINDS[action], flags))
         return actions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from kvmdbg.addr import Gpa, Gva
@@ -67,6 +68,7 @@ async def _pieces(client: Client, address: Gva, length: int) -> AsyncIterator[tu
     while address < end:
         data = await _read(client, address, min(end - address, _SEARCHED_AT_ONCE))
         yield address, data
+        await asyncio.sleep(0)  # others have their turn, whether the engine ever waits or not
         address = Gva(address + len(data))
 
 

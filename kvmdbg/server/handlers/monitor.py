@@ -6,10 +6,11 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kvmdbg.addr import Gva
+from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import MonitorError
 from kvmdbg.rsp.server.commands.monitor import Monitor
 from kvmdbg.server.client import Client, Outcome, Printed
+from kvmdbg.server.handlers.permitted import check_hmp, check_qmp, name_of
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 
 HELP = """\
@@ -27,27 +28,14 @@ monitor system_reset            reset the machine; it stays stopped
 monitor qmp COMMAND [JSON]      a QMP command with its arguments, and its result
 monitor qmp {JSON}              the same as one object with execute and arguments
 monitor COMMAND                 any other is QEMU's own, e.g. monitor info mtree; it is about
-                                the vCPU of gdb's thread where it is about one
+                                the vCPU of gdb's thread where it is about one; who looks has
+                                those that change nothing, as info, x and xp, and qmp query-…
 """
 
 NO_BREAKPOINTS = (
     "there are none: gdb takes its own out while the VM is stopped, unless told to "
     "set breakpoint always-inserted on\n"
 )
-
-_RUNS = "gdb would not know that the VM runs: use gdb's continue"
-_ENDS = "use gdb's kill, or kvmdbg's quit from a shell"
-_CUTS = "it could cut the lines over which kvmdbg talks to QEMU"
-
-REFUSED = {
-    "c": _RUNS,
-    "cont": _RUNS,
-    "q": _ENDS,
-    "quit": _ENDS,
-    "gdbserver": "kvmdbg debugs the VM through it",
-    "chardev-change": _CUTS,  # chardev-remove is safe: QEMU keeps what is in use
-}
-"""Commands of QEMU's monitors, HMP and QMP, that would pull the rug away, and why."""
 
 _FLUSH = "maintenance flush register-cache shows where it is"
 
@@ -66,12 +54,19 @@ async def run(client: Client, command: Monitor) -> Outcome:
         return Printed(_help_on(rest.strip()))
     if name in _OWN and not (name == "help" and rest):
         return Printed(await _OWN[name](client, rest.strip()))
-    _check(name)
     if line.split() == ["info", "system-registers"]:
         return Printed(await _system_registers(client))
+    return Printed(await _hmp(client, line, client.access))
+
+
+async def _hmp(client: Client, line: str, vcpu: VcpuIndex | None) -> str:
+    """What QEMU's human monitor says, about ``vcpu`` where it is about one."""
+    check_hmp(client, line)
+    if name_of(line) == "system_reset":
+        return await _reset(client, "")
     if line.split() == ["info", "mem"]:
         await _check_paging(client)
-    return Printed(await client.vm.monitor.hmp(line, client.access))
+    return await client.vm.monitor.hmp(line, vcpu)
 
 
 async def _help(client: Client, rest: str) -> str:
@@ -180,11 +175,6 @@ def _number(word: str) -> int:
         ) from None
 
 
-def _check(name: str) -> None:
-    if name in REFUSED:
-        raise MonitorError(f"monitor {name} is refused: {REFUSED[name]}")
-
-
 async def _check_paging(client: Client) -> None:
     """QEMU (7.2 for one) walks an x86 guest's 5-level tables for minutes, deaf to all else."""
     number = client.vm.arch.numbers.get("cr4")
@@ -200,7 +190,12 @@ async def _check_paging(client: Client) -> None:
 
 async def _qmp(client: Client, rest: str) -> str:
     name, arguments = _one_object(rest) if rest.startswith("{") else _name_and_object(rest)
-    _check(name)
+    line = (arguments or {}).get("command-line")
+    if name == "human-monitor-command" and isinstance(line, str):
+        about = (arguments or {}).get("cpu-index")
+        vcpu = VcpuIndex(about) if isinstance(about, int) else None
+        return json.dumps(await _hmp(client, line, vcpu)) + "\n"
+    check_qmp(client, name)
     if name == "system_reset":
         await _reset(client, "")
         return "{}\n"
@@ -209,10 +204,10 @@ async def _qmp(client: Client, rest: str) -> str:
 
 def _one_object(text: str) -> tuple[str, dict[str, Any] | None]:
     command = _json(text, "the command is")
-    name = command.get("execute")
-    if not isinstance(name, str):
-        raise MonitorError('a QMP command is {"execute": NAME} or has "arguments" too')
-    return name, command.get("arguments")
+    name, arguments = command.get("execute"), command.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, dict | None):
+        raise MonitorError('a QMP command is {"execute": NAME} or has "arguments": {…} too')
+    return name, arguments
 
 
 def _name_and_object(text: str) -> tuple[str, dict[str, Any] | None]:

@@ -37,14 +37,14 @@ async def extended_mode(client: Client, command: ExtendedMode) -> Reply:
 
 async def detach(client: Client, command: Detach) -> Outcome:
     """``D``: our breakpoints go, and the VM runs on."""
+    _check_process(command.pid)
     await client.release()
     return Ok() if client.extended else Goodbye(Ok())
 
 
 async def attach(client: Client, command: Attach) -> Reply:
     """``vAttach``, after a detach."""
-    if command.pid != PROCESS:
-        raise NoSuchVcpu(f"there is no process {command.pid}: the guest is process {PROCESS}")
+    _check_process(command.pid)
     if client.non_stop_wanted:
         raise Unsupported("after a detach gdb cannot attach again in non-stop mode: connect again")
     client.vm.clients.join(client.id)
@@ -56,6 +56,7 @@ async def attach(client: Client, command: Attach) -> Reply:
 async def kill(client: Client, command: Kill) -> Outcome:
     """``k`` and ``vKill``. In extended mode gdb's ``run`` kills first and then restarts: the VM is
     stopped until it does, and ends with the connection if it does not. Who only looks leaves."""
+    _check_process(command.pid)
     if not client.drives:
         return Goodbye(None if command.pid is None else Ok())
     if client.extended and command.pid is not None:
@@ -83,3 +84,8 @@ async def restart(client: Client, command: Restart) -> Outcome:
     await client.vm.reset()
     client.killed = False
     return Silent()
+
+
+def _check_process(pid: int | None) -> None:
+    if pid not in (None, PROCESS):
+        raise NoSuchVcpu(f"there is no process {pid}: the guest is process {PROCESS}")

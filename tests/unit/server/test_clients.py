@@ -9,6 +9,7 @@ import pytest
 from kvmdbg.addr import Gva, VcpuIndex
 from kvmdbg.errors import VmRunning
 from kvmdbg.server import connection
+from kvmdbg.server.handlers import memory
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from tests.support import naive_rsp
 from tests.support.fake_engine import CODE, DATA, Access
@@ -209,6 +210,49 @@ async def test_who_waits_does_not_keep_the_vm_stopped(
     assert host.vm.clients.holders == {"gdb-2"}
 
 
+async def test_a_long_search_lets_others_have_their_turn(
+    gdb: RspPeer, looker: RspPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_SEARCHED_AT_ONCE", 1)
+    search = asyncio.create_task(gdb.ask(b"qCRC:%x,3000" % CODE))
+    assert await looker.ask(b"m%x,2" % DATA) == b"0000"
+    assert not search.done()
+    assert (await search).startswith(b"C")
+
+
+@pytest.mark.parametrize("packet", [b"D;7", b"vKill;7", b"vAttach;7"])
+async def test_there_is_one_process(gdb: RspPeer, host: FakeHost, packet: bytes) -> None:
+    assert await gdb.ask(packet) == b"E.there is no process 7: the guest is process 1"
+    assert host.vm.gone is None
+    assert host.vm.stop is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["sendkey a", "nmi", "system_powerdown", "system_reset", "o/b 1 1", "i /b 1", "qmp stop",
+     "qmp system_reset", 'qmp human-monitor-command {"command-line": "nmi"}', "savevm x"],
+)  # fmt: skip
+async def test_who_looks_asks_the_monitor_and_tells_it_nothing(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost, line: str
+) -> None:
+    answers = {
+        "info status": "paused",
+        "x/4i 0": "nop",
+        "gva2gpa 0": "0",
+        "help": "",
+        "print 1": "1",
+    }
+    host.fake.monitor.hmp_answers = answers
+    host.fake.monitor.qmp_answers["query-status"] = {"running": False}
+    for harmless in (*answers, "qmp query-status"):
+        await looker.monitor(harmless)
+    asked = list(host.fake.monitor.asked)
+    reply = await looker.ask(b"qRcmd," + line.encode().hex().encode())
+    assert reply.startswith(b"E.the VM fake is driven by gdb-1")
+    assert host.fake.monitor.asked == asked
+    assert host.fake.run_control.calls == []
+
+
 async def test_monitor_watch(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> None:
     spec = BreakpointSpec(BreakpointKind.WRITE, DATA, 4)
     said = await gdb.monitor(f"watch {DATA:#x} 4")
@@ -241,11 +285,19 @@ async def test_monitor_watch_under_a_condition(gdb: RspPeer, host: FakeHost) -> 
     "line",
     [
         *("watch", "watch 1", "watch x 1", "watch 1 1 x", "unwatch 77"),
-        *("watch 1 1 if", "watch 1 1 w if $no", "watch if 1"),
+        *("watch 1 1 if", "watch 1 1 w if $no", "watch if 1", "watch 1 0", "watch 1 -1"),
+        *("watch -1 8", f"watch {2**64 - 8:#x} 9", f"watch {2**64} 1"),
     ],
 )
 async def test_monitor_watch_says_what_it_wants(gdb: RspPeer, line: str) -> None:
     assert (await gdb.ask(b"qRcmd," + line.encode().hex().encode())).startswith(b"E.")
+
+
+@pytest.mark.parametrize("place", [b"1000,0", b"%x,9" % (2**64 - 8)])
+async def test_what_cannot_be_watched(gdb: RspPeer, host: FakeHost, place: bytes) -> None:
+    for kind in b"234":
+        assert b"is refused" in await gdb.ask(b"Z%c,%b" % (kind, place))
+    assert host.fake.engine.breakpoints.specs == set()
 
 
 async def test_who_does_not_read_is_dropped_and_nobody_waits(

@@ -515,10 +515,19 @@ async def test_monitor_qmp_as_one_object(gdb: RspPeer, host: FakeHost) -> None:
     assert await gdb.monitor(line) == '{\n  "running": false\n}\n'
 
 
+async def test_an_hmp_line_in_qmp_is_one_all_the_same(gdb: RspPeer, host: FakeHost) -> None:
+    host.fake.monitor.hmp_answers["info status"] = "paused"
+    line = 'qmp human-monitor-command {"command-line": "info status", "cpu-index": 0}'
+    assert await gdb.monitor(line) == '"paused"\n'
+    await gdb.monitor('qmp human-monitor-command {"command-line": "system_reset"}')
+    assert host.fake.run_control.calls == ["reset"]
+
+
 @pytest.mark.parametrize(
     "line",
     ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-change x", "nope",
-     "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}'],
+     "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}', "quit/x", "q\t1",
+     'qmp human-monitor-command {"command-line": " quit"}', 'qmp {"execute": "x", "arguments": 1}'],
 )  # fmt: skip
 async def test_monitor_refuses(gdb: RspPeer, host: FakeHost, line: str) -> None:
     reply = await gdb.ask(b"qRcmd," + line.encode().hex().encode())

@@ -28,6 +28,7 @@ from .conftest import CODE, Kit
 ZERO, ONE = VcpuIndex(0), VcpuIndex(1)
 HIT = BreakpointHit(BreakpointKind.SOFTWARE, Gva(CODE))
 DR6_BS = 1 << 14
+STEP_OVER = ActionFlags.STEP_OVER
 
 
 def actions(kit: Kit) -> list[tuple[ActionKind, bool]]:
@@ -197,14 +198,32 @@ async def test_the_clock_is_kept_still_while_the_vm_is_stopped(kit: Kit) -> None
     assert kit.agent.held  # though it latched nothing
 
 
-async def test_a_host_that_cannot_is_said_once(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_host_that_cannot_is_said_once(kit: Kit) -> None:
+    told: list[str] = []
+    kit.engine.execution.on_notice(told.append)
     point = await insert(kit)
     await hit(kit, point)
     kit.agent.clock_state = ClockState.DEAF
     for _ in range(3):
         await hit(kit, point)
-    assert caplog.text.count("runs on while it is stopped") == 1
+    assert len(told) == 1
+    assert "runs on while it is stopped" in told[0]
     assert [kind for kind, _ in kit.agent.requests].count(Type.CLOCK) == 2
+
+
+# --- what a step keeps away ----------------------------------------------------------------------
+
+
+async def test_interrupts_are_kept_away_from_a_step_unless_wanted(kit: Kit) -> None:
+    execution = kit.engine.execution
+    assert execution.step_bits == execution.step_mode == 3
+    for mode, flags in ((3, STEP_OVER), (1, STEP_OVER | ActionFlags.LET_IRQ)):
+        execution.step_mode = mode
+        async with running(kit, ResumePlan.step(ZERO)) as run:
+            kit.agent.stop(0, StopKind.STEPPED)
+            await run
+        [first, *_] = [request for kind, request in kit.agent.requests if kind is Type.RESUME][-1]
+        assert first.flags == flags
 
 
 # --- what others do ------------------------------------------------------------------------------
