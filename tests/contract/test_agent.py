@@ -14,6 +14,7 @@ import pytest
 from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.backend.agent import Abilities, AgentEngine
+from kvmdbg.backend.agent.execution import AgentExecution
 from kvmdbg.errors import BreakpointError, RegisterError, VmGone
 from kvmdbg.kvm.x86.registers import get_msrs, get_tsc_khz
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
@@ -199,6 +200,20 @@ async def test_no_step_ends_up_in_an_interrupt_handler(vm: LiveVm, subject: Subj
     ticks = await number(subject, at["ticks"])
     await interrupted(subject, after=0.05)
     assert await number(subject, at["ticks"]) > ticks
+
+
+async def test_steps_end_up_in_interrupt_handlers_where_that_is_wanted(
+    vm: LiveVm, subject: Subject
+) -> None:
+    execution = subject.engine.execution
+    assert isinstance(execution, AgentExecution)
+    assert execution.step_bits == execution.step_mode == 3  # ENABLE, NOIRQ
+    execution.step_mode = 1
+    at = vm.guest.symbols
+    path = [*range(at["loop"], at["other"]), *range(at["answer"], at["halting"])]
+    async with within(subject, 60):
+        while await subject.pc() in path:
+            assert await subject.run(ResumePlan.step(BOOT)) == Stop(BOOT, Stepped())
 
 
 async def halt(vm: LiveVm, subject: Subject) -> None:
