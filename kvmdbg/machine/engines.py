@@ -94,8 +94,8 @@ def with_fallback(first: OpenEngine, second: OpenEngine) -> OpenEngine:
 def instead_of_agent(why: str) -> str:
     """What to say where the stub engine debugs a VM under KVM, and nobody asked for it."""
     return (
-        f"engine {STUB} instead of {AGENT} (no watchpoints for reads, and a TSC that runs on while "
-        f"the VM is stopped): {why}"
+        f"engine {STUB} instead of {AGENT} (no watchpoints for reads, a TSC that runs on while the "
+        f"VM is stopped, and int3s where the kernel may be patching itself): {why}"
     )
 
 
