@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from kvmdbg.addr import Gpa, Gva
 from kvmdbg.arch.aarch64_types import CORE_TYPES, EL2_TYPES, FPU_TYPES, SYSTEM_TYPES
-from kvmdbg.arch.describe import Architecture, Feature, Fetch, Register, WalkResult
+from kvmdbg.arch.describe import SYSTEM, Architecture, Feature, Fetch, Register, WalkResult
 
 _CORE = Feature(
     "org.gnu.gdb.aarch64.core",
@@ -50,7 +50,7 @@ def _system(*names: str, type: str = "uint64", short: bool = False) -> tuple[Reg
             name,
             64,
             type,
-            "system",
+            SYSTEM,
             Fetch.DEMAND,
             (name.removesuffix("_EL1"),) if short else (),
         )

@@ -13,6 +13,9 @@ from xml.sax.saxutils import quoteattr
 
 from kvmdbg.addr import Gpa, Gva
 
+SYSTEM = "system"
+"""The group for gdb's ``info registers system``."""
+
 
 class Fetch(Enum):
     """When a register's value is sent to the client."""
@@ -35,6 +38,12 @@ class Register:
     fetch: Fetch = Fetch.BLOCK
     qemu: tuple[str, ...] = ()
     """What QEMU's stub calls it, version by version, where it has another name there."""
+
+    @property
+    def is_system(self) -> bool:
+        """True for one of the machine's, more than the program's: it is not put back when a
+        function that gdb called has returned."""
+        return self.group == SYSTEM
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,9 +142,10 @@ def target_xml(arch: Architecture) -> str:
         lines += [f"    {line.strip()}" for line in feature.types.strip().splitlines()]
         for register in feature.registers:
             group = f" group={quoteattr(register.group)}" if register.group else ""
+            kept = ' save-restore="no"' if register.is_system else ""
             lines.append(
                 f'    <reg name={quoteattr(register.name)} bitsize="{register.bits}"'
-                f' type={quoteattr(register.type)} regnum="{number}"{group}/>'
+                f' type={quoteattr(register.type)} regnum="{number}"{group}{kept}/>'
             )
             number += 1
         lines.append("  </feature>")

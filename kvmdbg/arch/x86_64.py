@@ -11,7 +11,7 @@ Sources: GDB manual, "i386 Features"; Intel SDM volume 3A, chapters 2.5 (control
 from __future__ import annotations
 
 from kvmdbg.addr import Gpa, Gva
-from kvmdbg.arch.describe import Architecture, Feature, Fetch, Register, WalkResult
+from kvmdbg.arch.describe import SYSTEM, Architecture, Feature, Fetch, Register, WalkResult
 from kvmdbg.arch.x86_64_types import CORE_TYPES, SSE_TYPES, SYSTEM_TYPES
 
 _GENERAL = (
@@ -47,19 +47,19 @@ _SSE = Feature(
 
 _SEGMENTS = Feature(
     "org.gnu.gdb.i386.segments",
-    (Register("fs_base", 64, "int", "system"), Register("gs_base", 64, "int", "system")),
+    (Register("fs_base", 64, "int", SYSTEM), Register("gs_base", 64, "int", SYSTEM)),
 )
 
 _SYSTEM = Feature(
     "org.kvmdbg.x86.system",
     (
-        Register("k_gs_base", 64, "uint64", "system"),
-        Register("cr0", 64, "x64_cr0", "system"),
-        Register("cr2", 64, "uint64", "system"),
-        Register("cr3", 64, "x64_cr3", "system"),
-        Register("cr4", 64, "x64_cr4", "system"),
-        Register("cr8", 64, "uint64", "system"),
-        Register("efer", 64, "x64_efer", "system"),
+        Register("k_gs_base", 64, "uint64", SYSTEM),
+        Register("cr0", 64, "x64_cr0", SYSTEM),
+        Register("cr2", 64, "uint64", SYSTEM),
+        Register("cr3", 64, "x64_cr3", SYSTEM),
+        Register("cr4", 64, "x64_cr4", SYSTEM),
+        Register("cr8", 64, "uint64", SYSTEM),
+        Register("efer", 64, "x64_efer", SYSTEM),
     ),
     SYSTEM_TYPES,
 )
@@ -74,7 +74,7 @@ _MSRS = (
 _ON_DEMAND = Feature(
     "org.kvmdbg.x86.demand",
     tuple(
-        Register(name, 64, "uint64", "system", Fetch.DEMAND) for name in (*_TABLES, *_DEBUG, *_MSRS)
+        Register(name, 64, "uint64", SYSTEM, Fetch.DEMAND) for name in (*_TABLES, *_DEBUG, *_MSRS)
     ),
 )
 

@@ -7,6 +7,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kvmdbg.cli.console import run_console
 from kvmdbg.cli.gdb import connect_hint, run_gdb
 from kvmdbg.cli.show import Progress, say
 from kvmdbg.cli.stdio import bridge
-from kvmdbg.errors import NotRunning, Unsupported
+from kvmdbg.errors import KvmdbgError, NotRunning, Unsupported
 from kvmdbg.owner.client import OwnerClient
 from kvmdbg.owner.open import OpenOptions, open_owner, open_running
 from kvmdbg.owner.protocol import Keep, Listen, Quit, Role, VmStatus
@@ -67,7 +68,7 @@ async def debug(arguments: argparse.Namespace) -> int:
         status = await client.status()
         _introduce(status, client.started)
         if arguments.gdb:
-            result = await run_gdb(status, arguments.gdb_args)
+            result = await _run_gdb(client, status, arguments.gdb_args)
             if arguments.record:
                 await _wait_for_recording(status, arguments.record, ended)
         else:
@@ -75,6 +76,24 @@ async def debug(arguments: argparse.Namespace) -> int:
     finally:
         await client.bye()
     return result
+
+
+async def _run_gdb(client: OwnerClient, status: VmStatus, arguments: list[str]) -> int:
+    try:
+        return await run_gdb(status, arguments)
+    except asyncio.CancelledError:
+        # We leave after our gdb, and in good order: it did not crash, so the VM shall not wait for
+        # the next one.
+        with suppress(KvmdbgError, TimeoutError):
+            await asyncio.wait_for(_until_the_dead_have_left(client), ENDING)
+        raise
+
+
+async def _until_the_dead_have_left(client: OwnerClient) -> None:
+    while pids := [other.pid for other in (await client.status()).clients if other.pid]:
+        if all(Path(f"/proc/{pid}").exists() for pid in pids):
+            return
+        await asyncio.sleep(0.05)
 
 
 def _introduce(status: VmStatus, started: bool) -> None:

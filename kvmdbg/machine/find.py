@@ -177,9 +177,9 @@ def _is_definition(path: Path) -> bool:
         text = path.read_text("utf-8", errors="replace")
     except OSError:
         return False
-    return any(
-        line.lstrip().startswith(("kernel", "disk", "extra_args")) for line in text.splitlines()
-    )
+    keys = ("kernel", "disk", "extra_args")
+    # What is no text is not TOML either: that is said of it.
+    return "\ufffd" in text or any(line.lstrip().startswith(keys) for line in text.splitlines())
 
 
 # --- lookup --------------------------------------------------------------------------------------
@@ -216,6 +216,8 @@ def look_up(runtime: RuntimeDir, name: str, instance: str | None = None) -> Runn
         raise VmNotFound(
             f"{name} is a VM that runs, and --name is for runs of a definition: leave it out"
         )
+    if name.startswith("pid:") and not name[4:].isdecimal():
+        raise VmNotFound(f"{name} names no VM: pid: and a number is a QEMU, by its process id")
     if name.startswith("pid:"):
         raise VmNotFound(f"no QEMU runs with process id {name[4:]}: kvmdbg ls shows what runs")
     names = [vm.name for vm in list_vms(runtime)] + [d.name for d in definitions]

@@ -58,6 +58,8 @@ START_TIMEOUT = 30.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+_NAMED = re.compile(r"^\S*qemu-system-\S+: ")
+
 # What QEMU says when it gives up → what to do.
 _HINTS = (
     ("cannot set up guest memory", "give the VM less memory (key memory)"),
@@ -321,13 +323,14 @@ async def _died(process: ExitWatch, folder: VmFolder) -> LaunchError:
 
 
 def _last_words(folder: VmFolder) -> str:
-    """The last line that QEMU printed, without its own name."""
+    """The last line that QEMU printed, without its own name: with it, it is no mere advice."""
     try:
         lines = folder.qemu_log.read_text(errors="replace").split("\n")
     except OSError:
         return ""
     said = [line.strip() for line in lines if line.strip() and ": warning: " not in line]
-    return re.sub(r"^\S*qemu-system-\S+: ", "", said[-1]) if said else ""
+    named = [line for line in said if _NAMED.match(line)]
+    return _NAMED.sub("", (named or said)[-1]) if said else ""
 
 
 async def take_over(runtime: RuntimeDir, folder: VmFolder) -> Machine:

@@ -29,8 +29,8 @@ def find_qemu(definition: Definition) -> str:
     found = shutil.which(name)
     if found is None and definition.qemu:
         raise LaunchError(
-            f"cannot run {name}, which the key qemu of {definition.path} names: "
-            "there is no such program"
+            f"cannot run {name}, which the key qemu names for {definition.name}: there is no such "
+            "program, or it may not be executed"
         )
     if found is None:
         raise LaunchError(

@@ -79,7 +79,7 @@ def parse_address(text: str) -> Address:
 
 
 def require_place(address: Address) -> None:
-    """Raise ListenError where there is no such device, or no folder for the socket or link.
+    """Raise ListenError where there is no such device, or no room for the socket or link.
 
     For whoever is about to boot a VM for it; that it can be used shows when it is opened.
     """
@@ -89,6 +89,8 @@ def require_place(address: Address) -> None:
         case UnixAddress(path=Path() as path) | PtyAddress(path=Path() as path):
             if not path.parent.is_dir():
                 raise ListenError(f"cannot listen on {address}: there is no folder {path.parent}")
+            if path.exists() and not (path.is_socket() or path.is_symlink()):
+                raise ListenError(f"cannot listen on {address}: there is something else already")
         case _:
             pass
 

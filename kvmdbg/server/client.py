@@ -81,6 +81,8 @@ class Client:
     """It looks, and wanted to step this vCPU: it will be told that it did, and of no stop."""
     killed: bool = False
     """It killed the VM, and may yet restart it."""
+    detached: bool = False
+    """It detached, and may yet attach again."""
     physical: bool = False
     features: Mapping[str, str] = field(default_factory=dict)
     """What it said in ``qSupported``."""
@@ -101,6 +103,11 @@ class Client:
     def monitor_id(self) -> ClientId:
         """Holds what the client inserted by ``monitor`` and knows nothing of by itself."""
         return f"{self.id}/monitor"
+
+    @property
+    def has_process(self) -> bool:
+        """True if there is the process to it that the guest is."""
+        return not (self.killed or self.detached)
 
     @property
     def drives(self) -> bool:

@@ -144,9 +144,10 @@ def _explain_hit(vm: Vm, client: ClientId) -> str | None:
     found = vm.hit
     if not found or any(client in owners for owners in found.values()):
         return None
-    # One that is wanted whatever its conditions say is a reason; of the others one is.
+    # One that is wanted whatever its conditions say is a reason, else one of the others is; of
+    # those at one address it is not known which.
     certain = [s for s in found if len(vm.breakpoints.conditions(s)) < len(found[s])]
-    specs = certain[:1] or list(found)
+    specs = certain or list(found)
     whose = ", ".join(sorted({owner for spec in specs for owner in found[spec]}))
     return f"the {' or the '.join(map(str, specs))}, of {whose}, was hit"
 

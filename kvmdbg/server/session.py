@@ -44,6 +44,8 @@ _CONNECTING = (
 )
 """What gdb asks for before that wait is over; the next is about the thread that has stopped."""
 
+_RESUMING = (resume.VCont, resume.ResumeThread, resume.RunBack)
+
 _OUTPUT_PIECE = 2000
 """Characters of console output per packet: any client can take that."""
 
@@ -140,6 +142,8 @@ class Session:
             return
         if isinstance(command, Monitor):
             self._print(f"{error}\n")
+        elif isinstance(command, _RESUMING) and self._client.non_stop is None:
+            self._print(f"kvmdbg: {error}\n")  # it waits for the VM, and shows what comes meanwhile
         elif agreed.error_strings or str(error) in self._notices:  # gdb asks many times
             return
         elif is_worth_telling(error):

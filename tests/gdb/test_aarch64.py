@@ -275,6 +275,19 @@ async def test_written_registers_are_acted_on(kvmdbg_vm: Vm, booted_gdb: Gdb) ->
 
 
 @running
+async def test_functions_are_called(booted_gdb: Gdb) -> None:
+    """gdb puts registers back afterwards; the machine's own, which QEMU does not let it write, may
+    have changed by then."""
+    gdb = booted_gdb
+    await gdb.cli("break *do_sys_openat2")
+    await gdb.cont()
+    await gdb.cli("delete")
+    called = [await gdb.value("((int (*)(void))nr_processes)()") for _ in range(20)]
+    assert len(set(called)) == 1
+    assert 10 < called[0] < 1000
+
+
+@running
 async def test_written_memory_is_acted_on(kvmdbg_vm: Vm, booted_gdb: Gdb) -> None:
     """The kernel's from user mode, and the user's from the kernel, as neither could itself."""
     gdb = booted_gdb

@@ -53,8 +53,14 @@ async def run(client: Client, command: Monitor) -> Outcome:
     if name == "help" and rest.strip() in _OWN:
         return Printed(_help_on(rest.strip()))
     if name in _OWN and not (name == "help" and rest):
+        if name in _ALONE and rest:
+            raise MonitorError(
+                f"monitor {name} stands alone, and is not done with {rest.strip()!r}"
+            )
         return Printed(await _OWN[name](client, rest.strip()))
-    if line.split() == ["info", "system-registers"]:
+    if line.split()[:2] == ["info", "system-registers"]:
+        if len(line.split()) > 2:
+            raise MonitorError("monitor info system-registers stands alone")
         return Printed(await _system_registers(client))
     return Printed(await _hmp(client, line, client.access))
 
@@ -127,7 +133,7 @@ async def _system_registers(client: Client) -> str:
     """What gdb's ``info registers system`` shows, where gdb asks the description for groups."""
     lines = []
     for number, register in enumerate(client.vm.arch.registers):
-        if register.group != "system":
+        if not register.is_system:
             continue
         value = await client.vm.read_register(client.access, number)
         shown = "<unavailable>" if value is None else f"{int.from_bytes(value, 'little'):#x}"
@@ -150,6 +156,8 @@ async def _watch(client: Client, rest: str) -> str:
 
 
 async def _unwatch(client: Client, rest: str) -> str:
+    if not rest:
+        raise MonitorError("say monitor unwatch ADDR, as in monitor watch")
     address = _number(rest)
     found = [s for s in client.vm.breakpoints.held_by(client.monitor_id) if s.address == address]
     if not found:
@@ -189,6 +197,8 @@ async def _check_paging(client: Client) -> None:
 
 
 async def _qmp(client: Client, rest: str) -> str:
+    if not rest:
+        raise MonitorError("say monitor qmp COMMAND, and its arguments as JSON")
     name, arguments = _one_object(rest) if rest.startswith("{") else _name_and_object(rest)
     line = (arguments or {}).get("command-line")
     if name == "human-monitor-command" and isinstance(line, str):
@@ -236,3 +246,6 @@ _OWN: dict[str, Callable[[Client, str], Awaitable[str]]] = {
     "qmp": _qmp,
 }
 """Commands of our own; those of QEMU's that have such a name are not reached."""
+
+_ALONE = {"clients", "drive", "breakpoints", "system_reset"}
+"""Those that take nothing."""

@@ -25,7 +25,7 @@ async def threads(client: Client, annex: str) -> bytes:
     """``qXfer:threads``"""
     multiprocess = client.has("multiprocess")
     lines = []
-    for vcpu in client.vm.vcpus:
+    for vcpu in client.vm.vcpus if client.has_process else ():
         name = spec_of(vcpu).encode(multiprocess=multiprocess).decode()
         lines.append(f'  <thread id="{name}" core="{vcpu}">{describe(vcpu)}</thread>')
     return "\n".join(('<?xml version="1.0"?>', "<threads>", *lines, "</threads>", "")).encode()

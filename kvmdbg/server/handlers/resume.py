@@ -36,7 +36,7 @@ async def stop_reason(client: Client, command: StopReasonQuery) -> Reply:
     if client.non_stop is not None:
         return await stop_reason_of_each(client, client.non_stop)
     stop = client.vm.stop
-    if stop is None or client.killed:
+    if stop is None or not client.has_process:
         return Exited(0, PROCESS)
     return await tell_stop(client, stop)
 

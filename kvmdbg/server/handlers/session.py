@@ -39,6 +39,7 @@ async def detach(client: Client, command: Detach) -> Outcome:
     """``D``: our breakpoints go, and the VM runs on."""
     _check_process(command.pid)
     await client.release()
+    client.detached = True
     return Ok() if client.extended else Goodbye(Ok())
 
 
@@ -49,7 +50,7 @@ async def attach(client: Client, command: Attach) -> Reply:
         raise Unsupported("after a detach gdb cannot attach again in non-stop mode: connect again")
     client.vm.clients.join(client.id)
     stop = await client.vm.pause()
-    client.killed = False
+    client.killed = client.detached = False
     return await tell_stop(client, stop)
 
 
@@ -82,7 +83,7 @@ async def restart(client: Client, command: Restart) -> Outcome:
     client.vm.clients.drive(client.id)
     await client.vm.pause()
     await client.vm.reset()
-    client.killed = False
+    client.killed = client.detached = False
     return Silent()
 
 

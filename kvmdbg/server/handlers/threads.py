@@ -40,7 +40,7 @@ async def current(client: Client, command: CurrentThread) -> Reply:
 
 async def first(client: Client, command: FirstThreads) -> Reply:
     """``qfThreadInfo``: all of them fit into one reply."""
-    return Threads(tuple(map(spec_of, client.vm.vcpus)))
+    return Threads(tuple(map(spec_of, client.vm.vcpus if client.has_process else ())))
 
 
 async def rest(client: Client, command: NextThreads) -> Reply:

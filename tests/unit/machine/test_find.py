@@ -65,7 +65,10 @@ def test_definitions_hide_each_other_in_order(runtime: RuntimeDir, here: Path) -
 
 def test_other_toml_files_are_no_definitions(here: Path) -> None:
     (here / "pyproject.toml").write_text('[project]\nname = "x"\n')
-    assert "pyproject" not in [d.name for d in list_definitions()]
+    (here / "notext.toml").write_bytes(b"\xff\xfe")
+    names = [d.name for d in list_definitions()]
+    assert "pyproject" not in names
+    assert "notext" in names  # kvmdbg ls says what is wrong with it
 
 
 def test_a_path_is_a_definition(runtime: RuntimeDir, here: Path) -> None:

@@ -83,7 +83,7 @@ def test_missing_qemu_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="apt-get install qemu-system-x86"):
         find_qemu(Definition())
-    with pytest.raises(LaunchError, match=r"cannot run .*/nope, which the key qemu of"):
+    with pytest.raises(LaunchError, match=r"cannot run .*/nope, which the key qemu names for"):
         find_qemu(Definition(qemu="./nope", path=tmp_path / "vm.toml"))
 
 

@@ -33,7 +33,11 @@ def test_good(text: str, meaning: str) -> None:
 def test_a_place_that_is_not_there(scheme: str, tmp_path: Path) -> None:
     require_place(parse_address("pty:"))
     (tmp_path / "there").touch()
-    require_place(parse_address(f"{scheme}:{tmp_path}/there"))
+    (tmp_path / "link").symlink_to("there")
+    require_place(parse_address(f"{scheme}:{tmp_path}/link"))
+    if scheme != "serial":
+        with pytest.raises(ListenError, match="something else already"):
+            require_place(parse_address(f"{scheme}:{tmp_path}/there"))
     with pytest.raises(ListenError, match=r"there is no .*missing"):
         require_place(parse_address(f"{scheme}:{tmp_path}/missing/x"))
 

@@ -273,6 +273,18 @@ async def test_monitor_watch(gdb: RspPeer, looker: RspPeer, host: FakeHost) -> N
     assert host.fake.engine.breakpoints.specs == set()
 
 
+async def test_of_watchpoints_at_one_address_nobody_knows_which(
+    gdb: RspPeer, looker: RspPeer, host: FakeHost
+) -> None:
+    host.fake.guest.accesses[Gva(AHEAD)] = Access(BreakpointKind.WRITE, DATA)
+    for length in (3, 256):
+        await gdb.monitor(f"watch {DATA:#x} {length}")
+    gdb.console = b""
+    await gdb.ask(b"vCont;c:p1.1")
+    assert b"length 3 or the write watchpoint at" in gdb.console
+    assert b"length 256, of gdb-1/monitor, was hit" in gdb.console
+
+
 async def test_monitor_watch_under_a_condition(gdb: RspPeer, host: FakeHost) -> None:
     host.fake.guest.accesses[Gva(AHEAD)] = Access(BreakpointKind.WRITE, DATA)
     await gdb.monitor(f"watch {DATA:#x} 1 w if value == 3")

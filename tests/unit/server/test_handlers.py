@@ -395,6 +395,7 @@ async def test_detach_and_attach_in_extended_mode(gdb: RspPeer, host: FakeHost) 
     assert await gdb.ask(b"!") == b"OK"
     assert await gdb.ask(b"D;1") == b"OK"
     assert await gdb.ask(b"?") == b"W00;process:1"
+    assert await gdb.ask(b"qfThreadInfo") == b"l"
     assert (await gdb.ask(b"g")).startswith(b"E.")
     assert (await gdb.ask(b"vCont;c")).startswith(b"E.")
     assert (await gdb.ask(b"vAttach;2")).startswith(b"E.")
@@ -407,6 +408,8 @@ async def test_kill_and_restart_in_extended_mode(gdb: RspPeer, host: FakeHost) -
     await gdb.ask(b"Z0,%x,1" % DATA)
     assert await gdb.ask(b"vKill;1") == b"OK"
     assert await gdb.ask(b"?") == b"W00;process:1"
+    assert await gdb.ask(b"qfThreadInfo") == b"l"
+    assert b"vCPU" not in await gdb.ask(b"qXfer:threads:read::0,1000")
     assert host.fake.engine.breakpoints.specs == set()
     await gdb.send(b"R00")
     assert (await gdb.ask(b"?")).startswith(b"T05")
@@ -527,6 +530,7 @@ async def test_an_hmp_line_in_qmp_is_one_all_the_same(gdb: RspPeer, host: FakeHo
     "line",
     ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-change x", "nope",
      "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}', "quit/x", "q\t1",
+     "system_reset now", "clients x", "drive x", "info system-registers x", "qmp", "unwatch",
      'qmp human-monitor-command {"command-line": " quit"}', 'qmp {"execute": "x", "arguments": 1}'],
 )  # fmt: skip
 async def test_monitor_refuses(gdb: RspPeer, host: FakeHost, line: str) -> None:
