@@ -201,11 +201,11 @@ enum agent_stop_kind {
 struct agent_stop {
   uint32_t vcpu;
   uint32_t kind;
-  uint32_t point;  // id of the breakpoint or watchpoint
+  uint32_t point;  // id of the breakpoint or watchpoint; of several watchpoints one, see dr6
   uint32_t exception; // of KVM's debug exit: 1 #DB, 3 #BP
   uint64_t sequence; // counts stops of this session; orders those of several vCPUs
   uint64_t pc;
-  uint64_t dr6;
+  uint64_t dr6;     // x86: bit n is set where debug register n fired
   uint64_t dr7;
 };
 

@@ -343,6 +343,22 @@ async def test_a_watchpoint_for_reads_does_not_tell_of_writes(vm: LiveVm, subjec
     assert await subject.run() == Stop(BOOT, WatchpointHit(spec.kind, spec.address))
 
 
+@ONE_VCPU
+async def test_a_watchpoint_for_reads_hides_no_other(vm: LiveVm, subject: Subject) -> None:
+    """The guest writes what is watched for both, and the first debug register is that for reads."""
+    result = vm.guest.symbols["result"]
+    for kind in (BreakpointKind.READ, BreakpointKind.WRITE):
+        await subject.watch(BreakpointSpec(kind, result, 8))
+    turns = []
+    for _ in range(3):
+        stop = await subject.run()
+        assert stop == Stop(BOOT, WatchpointHit(BreakpointKind.WRITE, result))
+        turns.append(await subject.count())
+    assert turns == list(range(turns[0], turns[0] + 3))
+    hits = {p.spec.kind: p.hits for p in await subject.engine.breakpoints.describe()}
+    assert hits[BreakpointKind.WRITE] == 3
+
+
 @TWO_VCPUS
 async def test_no_hit_of_a_watchpoint_is_lost_to_another_vcpus_stop(
     vm: LiveVm, subject: Subject

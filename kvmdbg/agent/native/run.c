@@ -188,30 +188,36 @@ static enum verdict breakpoint_exit(struct vcpu *vcpu, struct debug_exit *exit)
     return ENTER_AGAIN;
 }
 
+// Several may have fired at once. What was accessed has been, and is not accessed again; a
+// breakpoint is hit again, so it can wait.
 static enum verdict register_exit(struct vcpu *vcpu, struct debug_exit *exit)
 {
-    struct point *point = NULL;
+    struct point *code = NULL, *watched = NULL;
 
-    for (unsigned number = 0; number < MAX_DEBUG_REGISTERS && !point; number++) {
-        if (exit->fired & 1u << number)
-            point = point_of_register(number);
-    }
-    if (!point)
-        return ENTER_AGAIN;
-    if (point->info.kind != AGENT_HARDWARE) { // it has happened, and does not happen again
+    for (unsigned number = 0; number < MAX_DEBUG_REGISTERS; number++) {
+        struct point *point = exit->fired & 1u << number ? point_of_register(number) : NULL;
+
+        if (!point)
+            continue;
+        if (point->info.kind == AGENT_HARDWARE) {
+            code = code ? code : point;
+            continue;
+        }
         agent.statistics.hits++;
         point->info.hits++;
-        if (point->info.flags)
-            return ENTER_AGAIN;
+        if (!watched && !point->info.flags)
+            watched = point;
+    }
+    if (watched) {
         exit->stop.kind = AGENT_WATCHED;
-        exit->stop.point = point->info.id;
+        exit->stop.point = watched->info.id;
         latch(vcpu, &exit->stop);
         return ENTER_AGAIN;
     }
-    if (is_retry(vcpu, exit->pc))
+    if (!code || is_retry(vcpu, exit->pc))
         return ENTER_AGAIN;
     agent.statistics.hits++;
-    hit(vcpu, point, &exit->stop);
+    hit(vcpu, code, &exit->stop);
     return ENTER_AGAIN;
 }
 

@@ -19,7 +19,7 @@ from kvmdbg.backend.agent.sites import Site, Sites
 from kvmdbg.errors import AgentRefused, BreakpointError
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec, Placement
 from kvmdbg.target.stops import BreakpointHit, WatchpointHit
-from kvmdbg.wire.structs import Kind, Point, PointState
+from kvmdbg.wire.structs import Kind, Point, PointState, Stop
 
 _WATCH_KINDS = {
     BreakpointKind.WRITE: Kind.WATCH_WRITE,
@@ -104,19 +104,28 @@ class AgentBreakpoints:
         site = self._sites.of_point(point)
         return BreakpointHit(site.specs[0].kind, site.address) if site is not None else None
 
-    async def watched(self, point: int, number: int) -> WatchpointHit | None:
-        """The hit of a point that watches, by KVM's vCPU ``number``; None if only reads are watched
-        for and this was none."""
-        for watch in self._watches.values():
-            if watch.point.id != point:
+    async def watched(self, stop: Stop) -> list[WatchpointHit]:
+        """The hits of what watches, one for each debug register that fired; none where only reads
+        are watched for and this was none."""
+        hits: list[WatchpointHit] = []
+        for watch in sorted(self._watches.values(), key=lambda watch: watch.point.debug_register):
+            fired = stop.dr6 >> watch.point.debug_register & 1
+            if not watch.specs or not (fired or watch.point.id == stop.point):
                 continue
             specs = sorted(watch.specs, key=lambda s: (s.kind is BreakpointKind.READ, s.length))
             reads_only = specs[0].kind is BreakpointKind.READ
             watched = range(watch.piece.address, watch.piece.address + watch.piece.length)
-            if reads_only and not await self._guest.may_have_read(self._agent, number, watched):
-                return None
-            return WatchpointHit(specs[0].kind, specs[0].address)
-        return None
+            hit = WatchpointHit(specs[0].kind, specs[0].address)
+            if reads_only and not await self._guest.may_have_read(self._agent, stop.vcpu, watched):
+                continue
+            if hit not in hits:  # another piece of the same watchpoint
+                hits.append(hit)
+        return hits
+
+    def is_watched(self, hit: WatchpointHit) -> bool:
+        """True while the watchpoint that was hit is there."""
+        specs = (spec for watch in self._watches.values() for spec in watch.specs)
+        return any((spec.kind, spec.address) == (hit.kind, hit.address) for spec in specs)
 
     # --- watchpoints -----------------------------------------------------------------------------
 

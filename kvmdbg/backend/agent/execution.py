@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvmdbg.addr import VcpuIndex
 from kvmdbg.agent.client import AgentClient
@@ -77,7 +77,7 @@ class AgentExecution:
         self._clock = clock
         self._run_control = run_control
         self._reported: dict[VcpuIndex, int] = {}  # pc where a hit was told of
-        self._pending: list[Stop] = []  # watchpoints that were hit while another stop was told of
+        self._pending: list[Stop] = []  # hits of watchpoints that are still to be told of
         self._running = False
         self._interrupted = False
         self._wake = asyncio.Event()
@@ -149,6 +149,11 @@ class AgentExecution:
     # --- a run -----------------------------------------------------------------------------------
 
     def _take_pending(self, plan: ResumePlan) -> Stop | None:
+        self._pending = [
+            stop
+            for stop in self._pending
+            if isinstance(stop.reason, WatchpointHit) and self._breakpoints.is_watched(stop.reason)
+        ]
         for stop in self._pending:
             if plan.action(stop.vcpu) is not Action.HOLD:
                 self._pending.remove(stop)
@@ -264,23 +269,24 @@ class AgentExecution:
         stops = []
         for latched in sorted(await self._agent.stops(), key=lambda stop: stop.sequence):
             vcpu = self._vcpus.index(latched.vcpu)
-            reason = await self._reason(latched, plan.action(vcpu))
-            if reason is not None:
-                stops.append(Stop(vcpu, reason))
+            reasons = await self._reasons(latched, plan.action(vcpu))
+            stops += [Stop(vcpu, reason) for reason in reasons]
         return stops
 
-    async def _reason(self, latched: wire.Stop, action: Action) -> StopReason | None:
-        stepped = Stepped() if action is Action.STEP else None
+    async def _reasons(self, latched: wire.Stop, action: Action) -> Sequence[StopReason]:
+        """What it stopped for: several only where one instruction met several watchpoints."""
+        stepped = [Stepped()] if action is Action.STEP else []
         match latched.kind:
             case StopKind.STEPPED:
                 return stepped
             case StopKind.HIT:
-                return self._breakpoints.hit(latched.point)
+                hit = self._breakpoints.hit(latched.point)
+                return [hit] if hit is not None else []
             case StopKind.WATCHED:
-                hit = await self._breakpoints.watched(latched.point, latched.vcpu)
-                return hit or (stepped if latched.dr6 & DR6_BS else None)
+                hits = await self._breakpoints.watched(latched)
+                return hits or (stepped if latched.dr6 & DR6_BS else [])
             case _:
-                return None
+                return []
 
     async def _pc(self, vcpu: VcpuIndex) -> int:
         pc = await self._registers.value(vcpu, self._arch.pc)

@@ -10,7 +10,7 @@ from kvmdbg.backend.agent.placement import pieces
 from kvmdbg.errors import BreakpointError
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.stops import BreakpointHit, WatchpointHit
-from kvmdbg.wire.structs import Kind, PointState
+from kvmdbg.wire.structs import Kind, PointState, Stop, StopKind
 
 from .conftest import LONG_MODE, Kit
 
@@ -182,8 +182,9 @@ def test_pieces_are_aligned_and_nothing_more() -> None:
 async def test_watchpoints_share_a_register(kit: Kit) -> None:
     specs = [await insert(kit, kind, 0x5000, 8) for kind in (READ, ACCESS)]
     (point,) = kit.agent.table
-    hit = await kit.engine.breakpoints.watched(point, 0)
-    assert hit == WatchpointHit(ACCESS, Gva(0x5000))
+    stop = Stop(0, StopKind.WATCHED, point)
+    hits = await kit.engine.breakpoints.watched(stop)
+    assert hits == [WatchpointHit(ACCESS, Gva(0x5000))]
     for spec in specs:
         await kit.engine.breakpoints.remove(spec)
     assert points(kit) == []
@@ -196,9 +197,10 @@ async def test_a_write_is_no_hit_of_a_watchpoint_for_reads(kit: Kit) -> None:
     kit.vcpus[1].regs = regs
     kit.agent.memory[0x0FF0:0x1010] = b"\x90" * 0x20
     kit.agent.memory[0x0FFD:0x1000] = bytes.fromhex("488907")  # mov [rdi],rax
-    assert await kit.engine.breakpoints.watched(point, 1) is None
+    stop = Stop(1, StopKind.WATCHED, point)
+    assert await kit.engine.breakpoints.watched(stop) == []
     kit.agent.memory[0x0FFD:0x1000] = bytes.fromhex("488b07")  # mov rax,[rdi]
-    assert await kit.engine.breakpoints.watched(point, 1) == WatchpointHit(READ, Gva(0x5000))
+    assert await kit.engine.breakpoints.watched(stop) == [WatchpointHit(READ, Gva(0x5000))]
 
 
 # --- not yet, and never --------------------------------------------------------------------------

@@ -144,6 +144,46 @@ async def test_a_watch_hit_waits_while_its_vcpu_is_held(kit: Kit) -> None:
     assert (await kit.engine.execution.run(ResumePlan())).vcpu == ZERO
 
 
+async def test_every_watchpoint_that_an_instruction_met_is_told(kit: Kit) -> None:
+    """One for reads hides none for writes, and two for writes are told one after the other."""
+    watch = await watch_what_was_written(kit)
+    await insert(kit, BreakpointKind.WRITE, 0x5000)
+    await insert(kit, BreakpointKind.WRITE, 0x5010)
+    first, second = (
+        Stop(ZERO, WatchpointHit(BreakpointKind.WRITE, Gva(address)))
+        for address in (0x5000, 0x5010)
+    )
+    async with running(kit) as run:
+        kit.agent.stop(0, StopKind.WATCHED, point=watch, dr6=0b011)
+        assert await run == first
+    async with running(kit) as run:
+        kit.agent.stop(0, StopKind.WATCHED, point=watch, dr6=0b111)
+        assert await run == first
+    assert await kit.engine.execution.run(ResumePlan()) == second
+
+
+async def test_a_write_to_all_pieces_of_a_watchpoint_is_one_hit(kit: Kit) -> None:
+    spec = BreakpointSpec(BreakpointKind.WRITE, Gva(0x5000), 16)
+    await kit.engine.breakpoints.insert(spec)
+    for _ in range(2):
+        async with running(kit) as run:
+            kit.agent.stop(0, StopKind.WATCHED, point=1, dr6=0b11)
+            assert (await run).reason == WatchpointHit(spec.kind, spec.address)
+
+
+async def test_a_hit_of_a_watchpoint_that_was_removed_is_not_told(kit: Kit) -> None:
+    watch = await insert(kit, BreakpointKind.WRITE, 0x5000)
+    spec = BreakpointSpec(BreakpointKind.WRITE, Gva(0x5010))
+    await kit.engine.breakpoints.insert(spec)
+    async with running(kit) as run:
+        kit.agent.stop(0, StopKind.WATCHED, point=watch, dr6=0b11)
+        await run
+    await kit.engine.breakpoints.remove(spec)
+    async with running(kit) as run:
+        await kit.engine.execution.interrupt()
+        assert (await run).reason == Paused()
+
+
 async def test_a_write_that_meets_a_watchpoint_for_reads_is_silent(kit: Kit) -> None:
     watch = await watch_what_was_written(kit)
     async with running(kit) as run:
