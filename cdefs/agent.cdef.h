@@ -159,7 +159,8 @@ struct agent_point_request {
 enum agent_point_state {
   AGENT_ARMED = 1,
   AGENT_OVERWRITTEN = 2, // the guest wrote other bytes there; ours is gone
-  AGENT_WITHDRAWN = 3    // taken out while KVM logs writes to its memory slot, or for a guard
+  AGENT_WITHDRAWN = 3,   // taken out while KVM logs writes to its memory slot
+  AGENT_YIELDED = 4      // taken out for a guard: the guest patches its code
 };
 
 struct agent_point {

@@ -93,6 +93,7 @@ class PointState(IntEnum):
     ARMED = lib.AGENT_ARMED
     OVERWRITTEN = lib.AGENT_OVERWRITTEN
     WITHDRAWN = lib.AGENT_WITHDRAWN
+    YIELDED = lib.AGENT_YIELDED
 
 
 class PointFlags(IntFlag):

@@ -14,12 +14,12 @@ INTO_QEMU = {"entry.c"}
 _FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-g"]
 
 
-def compile_soak(program: Path, sanitizers: str, agent: Path = AGENT) -> None:
-    """Compile the agent in folder ``agent`` with the fake KVM and the controller of soak.c."""
+def compile_with_fake(program: Path, main: str, sanitizers: str, agent: Path = AGENT) -> None:
+    """Compile the agent in folder ``agent`` with the fake KVM and one of the programs here."""
     sources = [
         *(p for p in agent.glob("*.c") if p.name not in ON_OTHER_MACHINES | INTO_QEMU),
         FAKE / "fake.c",
-        FAKE / "soak.c",
+        FAKE / main,
     ]
     _compile(program, sources, [f"-fsanitize={sanitizers}", f"-I{agent}"])
 

@@ -474,6 +474,8 @@ static long vcpu_request(int fd, unsigned request, void *argument)
             cpu->tsc_offset = *offset;
         return 0;
     }
+    case KVM_SET_MP_STATE:
+        return 0;
     case KVM_GET_VCPU_EVENTS:
         memset(argument, 0, sizeof(struct kvm_vcpu_events));
         return 0;

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.building import AGENT, compile_soak
+from tests.agent.building import AGENT, compile_with_fake
 
 SOAK = "KVMDBG_SOAK" in os.environ
 ALL_EVENTS = 10_000_000
@@ -34,7 +34,7 @@ def soak(program: Path, events: int, seconds: int) -> subprocess.CompletedProces
 def test_invariants_hold(
     sanitizers: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    compile_soak(tmp_path / "soak", sanitizers)
+    compile_with_fake(tmp_path / "soak", "soak.c", sanitizers)
     done = soak(tmp_path / "soak", ALL_EVENTS, SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
@@ -84,7 +84,7 @@ MISTAKES = {
     ),
     "breakpoints stay in when writes are logged": (
         "intercept.c",
-        "points_withdraw(old->gpa, old->size);",
+        "points_withdraw(old->gpa, old->size, AGENT_WITHDRAWN);",
         "(void)0;",
     ),
 }
@@ -98,5 +98,5 @@ def test_mistakes_are_noticed(mistake: str, tmp_path: Path) -> None:
     source = (tmp_path / "agent" / file).read_text()
     assert source.count(right) == 1
     (tmp_path / "agent" / file).write_text(source.replace(right, wrong))
-    compile_soak(tmp_path / "soak", "address,undefined", tmp_path / "agent")
+    compile_with_fake(tmp_path / "soak", "soak.c", "address,undefined", tmp_path / "agent")
     assert soak(tmp_path / "soak", ALL_EVENTS, 100).returncode != 0

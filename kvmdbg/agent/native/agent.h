@@ -188,6 +188,8 @@ void clock_go_on(void);
 // guard.c
 struct point *guard_at(const struct location *here, const struct point *software);
 bool guard_forbids(const struct point *point); // to arm it now: the guest patches itself
+bool guard_waits_for(const struct vcpu *vcpu); // it is patching
+void guard_forget(void);                       // it never returns
 enum readiness guard_pass(struct vcpu *vcpu, struct point *point, uint64_t sp); // READY: as others
 
 // points.c. All but the finders between exclude() and readmit().
@@ -195,7 +197,7 @@ int point_insert(struct vcpu *vcpu, const struct agent_point_request *request, s
 int point_remove(uint32_t id);
 void points_clear(void);
 bool points_in(uint64_t gpa, uint64_t size);
-void points_withdraw(uint64_t gpa, uint64_t size);
+void points_withdraw(uint64_t gpa, uint64_t size, enum agent_point_state why);
 void points_restore(void); // where memory is as it was
 void points_renew(void);   // where it is as the guest has made it since
 bool point_lift(struct point *point);

@@ -9,6 +9,7 @@
 enum { RETURN_POINT = 1u << 31 };
 
 static uint64_t expected_sp; // at the return, of the thread that patches: others may pass there
+static const struct vcpu *patcher; // where it was at the entry
 
 static bool is_at(const struct point *point, const struct location *here,
                   const struct point *software)
@@ -32,16 +33,6 @@ struct point *guard_at(const struct location *here, const struct point *software
     return NULL;
 }
 
-bool guard_forbids(const struct point *point)
-{
-    for_each_point(other)
-    {
-        if (other->info.flags & RETURN_POINT)
-            return other != point;
-    }
-    return false;
-}
-
 static void enter(struct vcpu *vcpu, uint64_t sp)
 {
     struct agent_point_request request = {.kind = AGENT_HARDWARE,
@@ -54,7 +45,8 @@ static void enter(struct vcpu *vcpu, uint64_t sp)
 
     if (arch_return(vcpu, sp, &request.address, &expected_sp))
         return;
-    points_withdraw(0, ~0ull);
+    points_withdraw(0, ~0ull, AGENT_YIELDED);
+    patcher = vcpu;
     error = point_insert(vcpu, &request, &point);
     if (error) {
         request.kind = AGENT_SOFTWARE;
@@ -62,6 +54,37 @@ static void enter(struct vcpu *vcpu, uint64_t sp)
     }
     if (error)
         points_renew(); // it could not be seen when to put them back
+}
+
+static struct point *return_point(void)
+{
+    for_each_point(point)
+    {
+        if (point->info.flags & RETURN_POINT)
+            return point;
+    }
+    return NULL;
+}
+
+bool guard_forbids(const struct point *point)
+{
+    const struct point *found = return_point();
+
+    return found && found != point;
+}
+
+bool guard_waits_for(const struct vcpu *vcpu)
+{
+    return patcher == vcpu && return_point();
+}
+
+void guard_forget(void)
+{
+    struct point *point = return_point();
+
+    if (point)
+        point_remove(point->info.id);
+    points_restore();
 }
 
 enum readiness guard_pass(struct vcpu *vcpu, struct point *point, uint64_t sp)

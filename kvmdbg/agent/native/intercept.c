@@ -106,7 +106,7 @@ static long set_region(int fd, unsigned request, const struct kvm_userspace_memo
     }
     old = slot_of(slot.slot);
     if (affected && old)
-        points_withdraw(old->gpa, old->size);
+        points_withdraw(old->gpa, old->size, AGENT_WITHDRAWN);
     result = kvm->ioctl(fd, request, (uintptr_t)region);
     if (result >= 0)
         slot_set(&slot);
@@ -181,6 +181,13 @@ static struct vcpu *my_vcpu(int fd)
 static void set_run_state(struct vcpu *vcpu)
 {
     pthread_mutex_lock(&agent.lock);
+    if (guard_waits_for(vcpu)) {
+        pthread_mutex_unlock(&agent.lock);
+        exclude(NULL);
+        guard_forget();
+        readmit(NULL);
+        pthread_mutex_lock(&agent.lock);
+    }
     registers_forget(vcpu);
     clock_forget();
     vcpu->astray = false;

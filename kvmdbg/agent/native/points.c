@@ -155,8 +155,12 @@ static bool arm(struct point *point)
     uint8_t bytes[INSTRUCTION];
 
     // KVM would not see the write, so who copies the slot would miss it: or copy our byte.
-    if (!slot || slot->flags & KVM_MEM_LOG_DIRTY_PAGES || guard_forbids(point)) {
+    if (!slot || slot->flags & KVM_MEM_LOG_DIRTY_PAGES) {
         point->info.state = AGENT_WITHDRAWN;
+        return false;
+    }
+    if (guard_forbids(point)) {
+        point->info.state = AGENT_YIELDED;
         return false;
     }
     point->info.state = AGENT_OVERWRITTEN;
@@ -323,23 +327,36 @@ bool points_in(uint64_t gpa, uint64_t size)
     return false;
 }
 
-void points_withdraw(uint64_t gpa, uint64_t size)
+void points_withdraw(uint64_t gpa, uint64_t size, enum agent_point_state why)
 {
     for_each_point(point)
     {
         if (armed(point) && is_in(point, gpa, size))
-            disarm(point, AGENT_WITHDRAWN);
+            disarm(point, why);
     }
+}
+
+static bool is_out(const struct point *point)
+{
+    return point->info.kind == AGENT_SOFTWARE &&
+           (point->info.state == AGENT_WITHDRAWN || point->info.state == AGENT_YIELDED);
+}
+
+// Where memory is not as it was, it stays out.
+static void arm_again(struct point *point)
+{
+    const uint32_t before = point->info.state;
+
+    if (!arm(point) && !is_out(point))
+        point->info.state = before;
 }
 
 void points_renew(void)
 {
     for_each_point(point)
     {
-        if (point->info.kind != AGENT_SOFTWARE || point->info.state != AGENT_WITHDRAWN)
-            continue;
-        if (!load_masked(point->info.gpa, point->info.original, point->valid) || !arm(point))
-            point->info.state = AGENT_WITHDRAWN;
+        if (is_out(point) && load_masked(point->info.gpa, point->info.original, point->valid))
+            arm_again(point);
     }
 }
 
@@ -348,8 +365,7 @@ void points_restore(void)
 {
     for_each_point(point)
     {
-        if (point->info.kind == AGENT_SOFTWARE && point->info.state == AGENT_WITHDRAWN &&
-            !arm(point))
-            point->info.state = AGENT_WITHDRAWN;
+        if (is_out(point))
+            arm_again(point);
     }
 }

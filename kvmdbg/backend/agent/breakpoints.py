@@ -30,6 +30,7 @@ _WATCH_KINDS = {
 _DISARMED = {
     PointState.OVERWRITTEN: "the guest has overwritten it; it is put back when the VM runs on",
     PointState.WITHDRAWN: "it is out while QEMU logs writes to that memory, as for a migration",
+    PointState.YIELDED: "it is out while the guest patches its own code",
 }
 
 

@@ -241,6 +241,17 @@ async def test_what_the_guest_overwrote_is_put_back(kit: Kit) -> None:
     assert [p.state for p in kit.agent.table.values()] == [PointState.ARMED]
 
 
+async def test_why_an_int3_is_out_is_said(kit: Kit) -> None:
+    await insert(kit, SOFTWARE, 0x1000)
+    (point,) = kit.agent.table.values()
+    for state, why in {
+        PointState.WITHDRAWN: "QEMU logs writes",
+        PointState.YIELDED: "the guest patches its own code",
+    }.items():
+        kit.agent.table[point.id] = replace(point, state=state)
+        assert f"int3, not armed: it is out while {why}" in (await described(kit))[0x1000]
+
+
 async def test_without_int3_a_register_is_taken_or_it_is_refused() -> None:
     kit = Kit()
     await kit.open(Abilities(kernel_int3=False, kernel_watch=False))
