@@ -30,7 +30,7 @@ enum agent_type {
   AGENT_SLOTS = 4,   // nothing -> agent_slot[]
   AGENT_IOCTL = 5,   // agent_ioctl, payload -> agent_result, payload
   AGENT_READ = 6,    // agent_range -> bytes, cut at the first unreadable one; EFAULT for none at all
-  AGENT_WRITE = 7,   // agent_range, bytes -> nothing; all or EFAULT
+  AGENT_WRITE = 7,   // agent_range, bytes -> nothing; all or EFAULT, or EBUSY: KVM logs writes there
   AGENT_TRANSLATE = 8, // agent_range -> agent_translation
   AGENT_INSERT = 9,  // agent_point_request -> agent_point
   AGENT_REMOVE = 10, // uint32_t id -> nothing

@@ -116,7 +116,10 @@ class AgentClient:
     async def write(
         self, space: Space, address: int, data: bytes, *, vcpu: int = 0, root: int = OWN_ROOT
     ) -> None:
-        """Change guest memory with every vCPU out. Raises MemoryFault where there is none."""
+        """Change guest memory with every vCPU out. Raises MemoryFault where there is none.
+
+        AgentRefused says that a migration would lose what is written.
+        """
         for at in range(0, len(data), _CHUNK):
             part = data[at : at + _CHUNK]
             try:

@@ -35,6 +35,8 @@ _REASONS = {
     "start it again",
     (Type.ADOPT, errno.ENOENT): "its program does not call KVM as QEMU does",
     (Type.WRITE, errno.EFAULT): "not all of it is mapped to RAM",
+    (Type.WRITE, errno.EBUSY): "QEMU logs writes to that memory, as for a migration, and would "
+    "lose this one: wait until the migration has ended, and the VM has run on",
     (Type.READ, errno.EFAULT): "it is not mapped to RAM",
     (Type.TRANSLATE, errno.EFAULT): "it is not mapped",
     (Type.INSERT, errno.EEXIST): "there is one of that kind at that address",

@@ -56,11 +56,36 @@ static void reset_of_a_patching_guest(void)
     check(before->state == AGENT_ARMED && meanwhile->state == AGENT_ARMED);
 }
 
+// A write that KVM's log would miss is refused; breakpoints can be taken out all the same.
+static void write_while_writes_are_logged(void)
+{
+    const struct agent_range range = {
+        .space = AGENT_GPA, .address = CODE + 0x200, .length = 4, .root = ~0ull};
+    const struct agent_point *point = insert(AGENT_SOFTWARE, SITE[1], 0);
+    struct kvm_userspace_memory_region region = {.flags = KVM_MEM_LOG_DIRTY_PAGES,
+                                                 .memory_size = agent.slots[0].size,
+                                                 .userspace_addr = (uintptr_t)ram};
+
+    check(intercept(agent.vm_fd, KVM_SET_USER_MEMORY_REGION, (uintptr_t)&region) == 0);
+    check(point->state == AGENT_WITHDRAWN);
+    exclude(NULL);
+    check(memory_write(agent.vcpus[0], &range, (const uint8_t *)"\1\2\3") == EBUSY);
+    check(!point_remove(point->id));
+    readmit(NULL);
+    region.flags = 0;
+    check(intercept(agent.vm_fd, KVM_SET_USER_MEMORY_REGION, (uintptr_t)&region) == 0);
+    exclude(NULL);
+    check(memory_write(agent.vcpus[0], &range, (const uint8_t *)"\1\2\3") == 0);
+    readmit(NULL);
+    check(!memcmp(ram + CODE + 0x200, "\1\2\3", 4));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } CASES[] = {
     {"reset-of-a-patching-guest", reset_of_a_patching_guest},
+    {"write-while-writes-are-logged", write_while_writes_are_logged},
 };
 
 int main(int count, char **arguments)

@@ -15,7 +15,7 @@ from kvmdbg.addr import Gpa, Gva, VcpuIndex
 from kvmdbg.agent.client import AgentClient
 from kvmdbg.backend.agent import Abilities, AgentEngine
 from kvmdbg.backend.agent.execution import AgentExecution
-from kvmdbg.errors import BreakpointError, RegisterError, VmGone
+from kvmdbg.errors import AgentRefused, BreakpointError, RegisterError, VmGone
 from kvmdbg.kvm.x86.registers import get_msrs, get_tsc_khz
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
 from kvmdbg.target.runstate import VmRunState
@@ -84,6 +84,28 @@ async def test_code_that_was_written_is_executed(vm: LiveVm, subject: Subject) -
     await subject.engine.memory.write(BOOT, Gva(at["answer"] + 1), b"\x22")
     await interrupted(subject, after=0.05)
     assert await number(subject, at["result"]) == 0x22
+
+
+async def test_a_write_that_a_migration_would_lose_is_refused(vm: LiveVm, subject: Subject) -> None:
+    result = vm.guest.symbols["result"]
+    limits = {"max-bandwidth": 10_000, "downtime-limit": 1}
+    await vm.monitor.qmp("migrate-set-parameters", limits)
+    await vm.monitor.qmp("migrate", {"uri": "exec:cat > /dev/null"})
+
+    async def migration() -> str:
+        return str((await vm.monitor.qmp("query-migrate"))["status"])
+
+    async with asyncio.timeout(10):
+        while await migration() != "active":  # noqa: ASYNC110 (QEMU's state)
+            await asyncio.sleep(0.01)
+    with pytest.raises(AgentRefused, match="wait until the migration has ended"):
+        await subject.engine.memory.write(BOOT, result, bytes(8))
+    await vm.monitor.qmp("migrate_cancel")
+    async with asyncio.timeout(10):
+        while await migration() != "cancelled":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await interrupted(subject, after=0.02)  # QEMU ends its log when the VM runs
+    await subject.engine.memory.write(BOOT, result, bytes(8))
 
 
 @ONE_VCPU

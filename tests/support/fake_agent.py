@@ -66,6 +66,7 @@ class FakeAgent:
         self.table: dict[int, Point] = {}
         self.debug_registers = 4
         self.user = range(0)
+        self.logging = False
         self.flags = Flags(0)
         self.adopted: Adoption | None = None
         self.requests: list[tuple[Type, Any]] = []
@@ -180,6 +181,8 @@ class FakeAgent:
         where, data = request
         if where.address + len(data) > len(self.memory):
             raise OSError(errno.EFAULT, "no memory")
+        if self.logging:
+            raise OSError(errno.EBUSY, "a migration")
         self.memory[where.address : where.address + len(data)] = data
 
     def translate(self, where: Range) -> Translation:

@@ -147,6 +147,14 @@ int64_t memory_read(struct vcpu *vcpu, const struct agent_range *range, uint8_t 
     return done || !range->length ? (int64_t)done : -EFAULT;
 }
 
+// KVM would not see a store of ours, and who copies the memory by that log would miss it.
+static bool is_logged(uint64_t gpa)
+{
+    const struct agent_slot *slot = slot_at(gpa);
+
+    return slot && slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
+}
+
 int memory_write(struct vcpu *vcpu, const struct agent_range *range, const uint8_t *buffer)
 {
     struct paging paging = {0};
@@ -160,6 +168,8 @@ int memory_write(struct vcpu *vcpu, const struct agent_range *range, const uint8
         error = next_stretch(&paging, range, done, &gpa, &length);
         if (!error && !guest_load(gpa, page, length))
             error = EFAULT;
+        if (!error && is_logged(gpa))
+            error = EBUSY;
     }
     for (done = 0; done < range->length && !error; done += length) {
         error = next_stretch(&paging, range, done, &gpa, &length);

@@ -115,6 +115,14 @@ async def test_memory_is_asked_for_in_pieces_that_fit() -> None:
     await agent.wait_end()
 
 
+async def test_a_write_that_a_migration_would_lose_is_refused_in_words(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    agent.logging = True
+    with pytest.raises(AgentRefused, match="wait until the migration has ended"):
+        await client.write(Space.GPA, 0, b"guest")
+
+
 async def test_a_task_that_gives_up_disturbs_no_other(
     agent: FakeAgent, client: AgentClient
 ) -> None:
