@@ -119,7 +119,12 @@ struct agent_range {
   uint64_t root;  // physical address of the page table to walk; ~0: the vCPU's own
 };
 
-enum agent_access { AGENT_WRITABLE = 1, AGENT_USER = 2, AGENT_NX = 4 };
+enum agent_access {
+  AGENT_WRITABLE = 1,
+  AGENT_USER = 2,
+  AGENT_NX = 4,
+  AGENT_DIRTY = 8 // x86: the page tables say already that the page was written to
+};
 
 struct agent_translation {
   uint64_t gpa;

@@ -75,6 +75,7 @@ class Access(IntFlag):
     WRITABLE = lib.AGENT_WRITABLE
     USER = lib.AGENT_USER
     NX = lib.AGENT_NX
+    DIRTY = lib.AGENT_DIRTY
 
 
 class Kind(IntEnum):

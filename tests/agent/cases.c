@@ -80,11 +80,48 @@ static void write_while_writes_are_logged(void)
     check(!memcmp(ram + CODE + 0x200, "\1\2\3", 4));
 }
 
+static bool emulates(uint64_t site)
+{
+    struct point *point;
+    bool done;
+
+    exclude(NULL);
+    point = software_point_at(site, site);
+    check(point);
+    done = arch_emulate(agent.vcpus[0], point);
+    readmit(NULL);
+    return done;
+}
+
+// What a processor would note of a push in the guest's page tables, or look up for it, is its own.
+static void push_is_left_to_the_processor(void)
+{
+    uint8_t *const pointer = ram + 0x1000, *const page = ram + 0x2000;
+
+    insert(AGENT_SOFTWARE, SITE[1], 0);
+    check(emulates(SITE[1]));
+    *page &= (uint8_t)~0x40; // dirty
+    check(!emulates(SITE[1]));
+    *page |= 0x40;
+    *pointer &= (uint8_t)~0x20; // accessed
+    check(!emulates(SITE[1]));
+    *pointer |= 0x20;
+    fake_sregs.cr4 |= 0x400000; // PKE
+    check(!emulates(SITE[1]));
+    fake_sregs.ss.dpl = 0;
+    check(!emulates(SITE[1])); // the kernel, to a user's page
+    *page &= (uint8_t)~4;
+    check(emulates(SITE[1]));
+    fake_sregs.cr4 |= 0x1000000; // PKS
+    check(!emulates(SITE[1]));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } CASES[] = {
     {"reset-of-a-patching-guest", reset_of_a_patching_guest},
+    {"push-is-left-to-the-processor", push_is_left_to_the_processor},
     {"write-while-writes-are-logged", write_while_writes_are_logged},
 };
 

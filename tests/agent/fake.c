@@ -26,6 +26,9 @@ atomic_bool armed[SITES], logging, logging_window, stopped, hurried;
 atomic_int licence[VCPUS];
 atomic_ullong token[VCPUS], progress[VCPUS], passed[SITES], events;
 
+struct kvm_sregs fake_sregs = {
+    .cr0 = 0x80000001, .cr3 = 0x1000, .cr4 = 0x20, .efer = 0x500, .cs.l = 1, .ss.dpl = 3};
+
 static const uint8_t PROGRAM[] = {
     0x90,             // 0: nop
     0x55,             // 1: push %rbp
@@ -444,16 +447,9 @@ static long vcpu_request(int fd, unsigned request, void *argument)
     case KVM_SET_REGS:
         set_regs(index, cpu, argument);
         return 0;
-    case KVM_GET_SREGS: {
-        struct kvm_sregs *sregs = memset(argument, 0, sizeof(*sregs));
-
-        sregs->cr0 = 0x80000001;
-        sregs->cr3 = 0x1000;
-        sregs->cr4 = 0x20;
-        sregs->efer = 0x500;
-        sregs->cs.l = 1;
+    case KVM_GET_SREGS:
+        memcpy(argument, &fake_sregs, sizeof(fake_sregs));
         return 0;
-    }
     case KVM_SET_GUEST_DEBUG:
         set_debug(cpu, argument);
         return 0;
@@ -721,7 +717,7 @@ static void *run_main_loop(void *argument)
 
 static void make_page_tables(void)
 {
-    static const uint64_t POINTER = 0x2007, PAGE = 0x87; // of 1 GiB
+    static const uint64_t POINTER = 0x2027, PAGE = 0xe7; // of 1 GiB
 
     memcpy(ram + 0x1000, &POINTER, 8);
     memcpy(ram + 0x2000, &PAGE, 8);

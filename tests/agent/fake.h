@@ -3,6 +3,7 @@
 // the process.
 #pragma once
 
+#include <linux/kvm.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,6 +38,7 @@ extern atomic_ullong passed[SITES];   // by vCPUs that are not aliased
 extern atomic_ullong events;          // whatever makes an interleaving
 extern atomic_bool stopped;           // QEMU's idea of the VM
 extern atomic_bool hurried;           // end now
+extern struct kvm_sregs fake_sregs;   // of every vCPU
 
 void fake_setup(void);
 void fake_run_qemu(unsigned seed); // threads: vCPUs and main loop

@@ -8,6 +8,8 @@
 #define RFLAGS_TF 0x100ull
 #define RFLAGS_RF 0x10000ull
 #define CR4_FRED_CET 0x100800000ull
+#define CR4_PKE 0x400000ull
+#define CR4_PKS 0x1000000ull
 #define EFER_SCE 1ull
 #define EFER_LMA 0x400ull
 #define MSR_TSC 0x10
@@ -234,6 +236,16 @@ static bool is_watched(uint64_t address, uint64_t length)
     return false;
 }
 
+// A push that does no more than to store: no fault, nothing to be noted in page tables, no
+// protection key to be looked up.
+static bool is_simple_push(const struct kvm_sregs *sregs, const struct agent_translation *page)
+{
+    const bool user = sregs->ss.dpl == 3;
+
+    return page->access & AGENT_WRITABLE && page->access & AGENT_DIRTY &&
+           user == !!(page->access & AGENT_USER) && !(sregs->cr4 & (user ? CR4_PKE : CR4_PKS));
+}
+
 static bool push(struct vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs,
                  uint64_t value)
 {
@@ -245,7 +257,7 @@ static bool push(struct vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_re
     if (arch_paging(vcpu, &paging))
         return false;
     if ((sp & 4095) > 4088 || is_watched(sp, 8) || arch_walk(&paging, sp, &page) ||
-        !(page.access & AGENT_WRITABLE) || (sregs->ss.dpl == 3 && !(page.access & AGENT_USER)))
+        !is_simple_push(sregs, &page))
         return false;
     slot = slot_at(page.gpa);
     if (!slot || slot->flags || points_in(page.gpa, 8) || !guest_store(page.gpa, &value, 8))

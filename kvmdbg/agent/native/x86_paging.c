@@ -11,6 +11,8 @@
 #define PTE_PRESENT 1ull
 #define PTE_WRITABLE 2ull
 #define PTE_USER 4ull
+#define PTE_ACCESSED 0x20ull
+#define PTE_DIRTY 0x40ull
 #define PTE_LARGE 0x80ull
 #define PTE_NX (1ull << 63)
 #define PTE_ADDRESS 0xffffffffff000ull
@@ -55,10 +57,10 @@ int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translatio
 {
     const unsigned bits = paging->entry == 8 ? 9 : 10;
     uint64_t table = paging->root, access = PTE_WRITABLE | PTE_USER, entry = 0;
-    bool nx = false;
+    bool nx = false, accessed = true;
 
-    *translation =
-        (struct agent_translation){.gpa = gva, .page = 4096, .access = AGENT_WRITABLE | AGENT_USER};
+    *translation = (struct agent_translation){
+        .gpa = gva, .page = 4096, .access = AGENT_WRITABLE | AGENT_USER | AGENT_DIRTY};
     if (!paging->levels)
         return 0;
     if (!is_canonical(gva, paging->levels))
@@ -74,8 +76,10 @@ int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translatio
         if (!guest_load(table + index * paging->entry, &entry, paging->entry) ||
             !(entry & PTE_PRESENT))
             return EFAULT;
-        if (!pdpte)
+        if (!pdpte) {
             access &= entry;
+            accessed &= !!(entry & PTE_ACCESSED);
+        }
         nx |= paging->nx && entry & PTE_NX;
         table = entry & PTE_ADDRESS;
         if (level == 1 || (may_be_large && entry & PTE_LARGE)) {
@@ -85,6 +89,7 @@ int arch_walk(const struct paging *paging, uint64_t gva, struct agent_translatio
     }
     translation->gpa = (table & ~(translation->page - 1)) | (gva & (translation->page - 1));
     translation->access = (access & PTE_WRITABLE ? AGENT_WRITABLE : 0) |
-                          (access & PTE_USER ? AGENT_USER : 0) | (nx ? AGENT_NX : 0);
+                          (access & PTE_USER ? AGENT_USER : 0) | (nx ? AGENT_NX : 0) |
+                          (accessed && entry & PTE_DIRTY ? AGENT_DIRTY : 0);
     return 0;
 }
