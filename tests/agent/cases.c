@@ -116,11 +116,27 @@ static void push_is_left_to_the_processor(void)
     check(!emulates(SITE[1]));
 }
 
+// No controller is there any more; the step that it asked for waits in a saved frame.
+static void qemu_debugs_while_a_step_is_astray(void)
+{
+    struct vcpu *vcpu = agent.vcpus[0];
+    struct kvm_guest_debug none = {0};
+
+    agent.session = false;
+    vcpu->astray = true;
+    check(intercept(vcpu->fd, KVM_SET_GUEST_DEBUG, (uintptr_t)&none) == 0);
+    check(vcpu->applied.control & KVM_GUESTDBG_USE_HW_BP); // the #DB is not for QEMU
+    vcpu->astray = false;
+    check(intercept(vcpu->fd, KVM_SET_GUEST_DEBUG, (uintptr_t)&none) == 0);
+    check(!vcpu->applied.control);
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } CASES[] = {
     {"reset-of-a-patching-guest", reset_of_a_patching_guest},
+    {"qemu-debugs-while-a-step-is-astray", qemu_debugs_while_a_step_is_astray},
     {"push-is-left-to-the-processor", push_is_left_to_the_processor},
     {"write-while-writes-are-logged", write_while_writes_are_logged},
 };

@@ -135,8 +135,10 @@ static long set_guest_debug(struct vcpu *vcpu, const struct kvm_guest_debug *deb
         result = kvm->ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, (uintptr_t)&merged);
     vcpu->debug_stale = agent.session;
     vcpu->attention = true;
-    if (!agent.session)
-        vcpu->applied = vcpu->qemu_debug;
+    if (!agent.session && result >= 0) { // a step that is astray is ours still
+        vcpu->applied = merged;
+        vcpu->applied.control &= ~inject;
+    }
     pthread_mutex_unlock(&agent.lock);
     return result;
 }
