@@ -1,7 +1,12 @@
 // Single cases of the agent, on the fake KVM of fake.c, whose vCPUs do not run. Usage: cases NAME.
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "agent.h"
 #include "fake.h"
@@ -131,11 +136,54 @@ static void qemu_debugs_while_a_step_is_astray(void)
     check(!vcpu->applied.control);
 }
 
+static double processor_time(void)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+// QEMU has no descriptor left: whoever connects waits, and nobody spins.
+static void no_descriptor_for_a_connection(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof(address);
+    struct agent_hello hello = {AGENT_MAGIC, AGENT_VERSION};
+    struct agent_header header = {.length = sizeof(hello), .type = AGENT_HELLO, .id = 1};
+    struct rlimit limit;
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0), client = socket(AF_UNIX, SOCK_STREAM, 0);
+    double before;
+    rlim_t enough;
+
+    check(!bind(listener, (struct sockaddr *)&address, sizeof(sa_family_t)));
+    check(!listen(listener, 1));
+    getsockname(listener, (struct sockaddr *)&address, &length);
+    agent.session = false;
+    check(!service_start(listener, -1, -1));
+    getrlimit(RLIMIT_NOFILE, &limit);
+    enough = limit.rlim_cur;
+    limit.rlim_cur = (rlim_t)fcntl(0, F_DUPFD, 0); // the lowest that is free
+    setrlimit(RLIMIT_NOFILE, &limit);
+    close((int)limit.rlim_cur);
+    before = processor_time();
+    check(!connect(client, (struct sockaddr *)&address, length));
+    usleep(1000000);
+    check(processor_time() - before < 0.3);
+    limit.rlim_cur = enough;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    check(write(client, &header, sizeof(header)) == sizeof(header));
+    check(write(client, &hello, sizeof(hello)) == sizeof(hello));
+    check(read(client, &header, sizeof(header)) == sizeof(header) && !header.status);
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } CASES[] = {
     {"reset-of-a-patching-guest", reset_of_a_patching_guest},
+    {"no-descriptor-for-a-connection", no_descriptor_for_a_connection},
     {"qemu-debugs-while-a-step-is-astray", qemu_debugs_while_a_step_is_astray},
     {"push-is-left-to-the-processor", push_is_left_to_the_processor},
     {"write-while-writes-are-logged", write_while_writes_are_logged},

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 enum {
+    RETRY_AFTER = 100, // milliseconds
     HEADER = sizeof(struct agent_header),
     ROOM = HEADER + AGENT_MAX_PAYLOAD,
     HELLO_WITHIN = 10000
@@ -233,6 +234,8 @@ static int next_connection(void)
         if (fd >= 0 || !polled[0].revents)
             continue;
         fd = accept4(service.listener, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0) // QEMU has no descriptor left, perhaps, and the listener stays ready
+            poll(&polled[1], 1, RETRY_AFTER);
         if (fd >= 0 && !may_control(fd)) {
             close(fd);
             fd = -1;
