@@ -6,6 +6,8 @@
 // time or many; the agent answers each in order, with the request's type and id, and `status` 0 or an
 // errno; a payload follows only where status is 0. Between answers it may send one AGENT_DOORBELL, and
 // sends no other until AGENT_STOPS was asked: stops are state, kept by the agent, and cannot be lost.
+// What has to do with a vCPU's registers waits until QEMU is done with the vCPU's I/O; ETIMEDOUT, and
+// nothing has happened, where that takes too long.
 //
 // Words. A vCPU is *out* when it is not inside KVM_RUN. The world is *held* when every vCPU is kept
 // out by the agent (a vCPU that QEMU wants goes back to QEMU, but not into KVM_RUN). A *stop* is

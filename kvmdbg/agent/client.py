@@ -81,6 +81,8 @@ class AgentClient:
         try:
             result, answer = await self._ask(m.IOCTL, (head, data + pointee))
         except AgentRefused as error:
+            if error.errno == errno.ETIMEDOUT:  # QEMU's doing: KVM was not asked
+                raise
             raise ioctl.failed(error.errno, vcpu) from error
         return ioctl.decode(result.result, answer[-len(pointee) :] if pointee else answer)
 

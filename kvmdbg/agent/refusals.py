@@ -50,6 +50,7 @@ _ANY_REASON = {
     errno.EINVAL: "there is no such vCPU, or the request makes no sense",
     errno.ENOTSUP: "this host's KVM, or its kind of processor, cannot do that",
     errno.ENOSYS: "it does not know such a request",
+    errno.ETIMEDOUT: "QEMU is busy with what a vCPU wrote to, or read from, a device: try again",
     errno.EPROTO: "kvmdbg did not keep to the protocol",
 }
 

@@ -136,6 +136,21 @@ static void qemu_debugs_while_a_step_is_astray(void)
     check(!vcpu->applied.control);
 }
 
+// QEMU does not come back from a vCPU's I/O: nobody takes its registers for the guest's.
+static void io_without_end(void)
+{
+    struct controller controller = {.greeted = true};
+    const struct agent_action action = {.flags = AGENT_STEP_OVER};
+    struct request request = {
+        .payload = (const uint8_t *)&action, .length = sizeof(action), .controller = &controller};
+
+    agent.vcpus[0]->incomplete = true;
+    check(request_handle(AGENT_HOLD, &request) == ETIMEDOUT && !agent.held);
+    check(request_handle(AGENT_RESUME, &request) == ETIMEDOUT);
+    agent.vcpus[0]->incomplete = false;
+    check(!request_handle(AGENT_HOLD, &request) && agent.held);
+}
+
 static double processor_time(void)
 {
     struct rusage usage;
@@ -185,6 +200,7 @@ static const struct {
     {"reset-of-a-patching-guest", reset_of_a_patching_guest},
     {"no-descriptor-for-a-connection", no_descriptor_for_a_connection},
     {"qemu-debugs-while-a-step-is-astray", qemu_debugs_while_a_step_is_astray},
+    {"io-without-end", io_without_end},
     {"push-is-left-to-the-processor", push_is_left_to_the_processor},
     {"write-while-writes-are-logged", write_while_writes_are_logged},
 };

@@ -153,8 +153,7 @@ void gate_left(struct vcpu *vcpu); // the same, with the lock taken
 bool gate_is_shut(const struct vcpu *vcpu);
 void exclude(struct vcpu *only);
 void readmit(struct vcpu *only);
-void settle(
-    struct vcpu *vcpu); // while excluded: until its registers are those between instructions
+int settle(struct vcpu *vcpu); // while excluded: its registers become those between instructions
 bool own_the_world(struct vcpu *vcpu); // false: some vCPU is still in KVM_RUN
 void disown_the_world(void);
 void call_out(struct vcpu *vcpu);

@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { SETTLES_WITHIN = 3 }; // seconds
+
 struct agent agent = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .left = PTHREAD_COND_INITIALIZER,
@@ -20,6 +22,17 @@ bool gate_is_shut(const struct vcpu *vcpu)
 {
     return agent.excluded || vcpu->excluded || agent.held || agent.stops ||
            vcpu->action == AGENT_KEEP || (agent.owner && agent.owner != vcpu);
+}
+
+// settle() waits by a clock that nobody sets.
+__attribute__((constructor)) static void choose_clock(void)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&agent.left, &attributes);
+    pthread_condattr_destroy(&attributes);
 }
 
 void poke(struct vcpu *vcpu)
@@ -94,16 +107,17 @@ void readmit(struct vcpu *only)
 }
 
 // QEMU may be busy with the vCPU's I/O. It calls KVM_RUN right after, so waiting is short; but who
-// holds QEMU's big lock must not wait for it. If QEMU is about to end, it is in vain.
-void settle(struct vcpu *vcpu)
+// holds QEMU's big lock must not wait for it. If QEMU is about to end, it is in vain: ETIMEDOUT.
+int settle(struct vcpu *vcpu)
 {
     struct timespec limit;
     int error = 0;
 
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_sec += 1;
+    clock_gettime(CLOCK_MONOTONIC, &limit);
+    limit.tv_sec += SETTLES_WITHIN;
     while (vcpu->incomplete && !error)
         error = pthread_cond_timedwait(&agent.left, &agent.lock, &limit);
+    return vcpu->incomplete ? error : 0;
 }
 
 bool own_the_world(struct vcpu *vcpu)

@@ -99,8 +99,10 @@ static int do_ioctl(struct request *request)
     }
     if (vcpu) {
         exclude(vcpu);
-        settle(vcpu);
-        result->result = vcpu_ioctl(vcpu, number, (uintptr_t)call->argument, payload, call->size);
+        result->result = -settle(vcpu);
+        if (!result->result)
+            result->result =
+                vcpu_ioctl(vcpu, number, (uintptr_t)call->argument, payload, call->size);
         readmit(vcpu);
     } else {
         result->result = kvm->ioctl(agent.vm_fd, number,
@@ -211,14 +213,18 @@ static int list_points(struct request *request)
 
 static int hold(struct request *request)
 {
+    int error = 0;
+
     (void)request;
     exclude(NULL);
-    if (!agent.held && !agent.stops && agent.vcpu_count)
-        clock_stop(agent.vcpus[0]);
-    agent.held = true;
-    for_each_vcpu(vcpu) settle(vcpu);
+    for_each_vcpu(vcpu) error = error ? error : settle(vcpu);
+    if (!error) {
+        if (!agent.held && !agent.stops && agent.vcpu_count)
+            clock_stop(agent.vcpus[0]);
+        agent.held = true;
+    }
     readmit(NULL);
-    return 0;
+    return error;
 }
 
 // Whatever breakpoint is at the vCPU's pc was told to the user.
@@ -226,7 +232,6 @@ static void step_over(struct vcpu *vcpu)
 {
     struct location location;
 
-    settle(vcpu);
     registers_set(vcpu);
     if (!arch_location(vcpu, &location) &&
         (software_point_of(vcpu, location.pc) || hardware_point_at(location.pc)))
@@ -237,12 +242,21 @@ static int resume(struct request *request)
 {
     const struct agent_action *actions = (const void *)request->payload;
     const size_t count = request->length / sizeof(*actions);
+    int error = 0;
 
     for (size_t i = 0; i < count; i++) {
         if (actions[i].kind > AGENT_KEEP || !vcpu_find(actions[i].vcpu))
             return EINVAL;
     }
     exclude(NULL);
+    for (size_t i = 0; i < count && !error; i++) {
+        if (actions[i].flags & AGENT_STEP_OVER)
+            error = settle(vcpu_find(actions[i].vcpu));
+    }
+    if (error) {
+        readmit(NULL);
+        return error;
+    }
     for_each_vcpu(vcpu)
     {
         vcpu->action = AGENT_CONTINUE;
@@ -284,16 +298,18 @@ static int run_page(struct request *request)
 {
     struct vcpu *vcpu;
     uint32_t index;
+    int error;
 
     memcpy(&index, request->payload, sizeof(index));
     vcpu = vcpu_find(index);
     if (!vcpu)
         return EINVAL;
     exclude(vcpu);
-    settle(vcpu);
-    memcpy(answer(request, agent.run_size), vcpu->run, agent.run_size);
+    error = settle(vcpu);
+    if (!error)
+        memcpy(answer(request, agent.run_size), vcpu->run, agent.run_size);
     readmit(vcpu);
-    return 0;
+    return error;
 }
 
 static int configure(struct request *request)

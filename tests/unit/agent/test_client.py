@@ -25,6 +25,7 @@ from kvmdbg.errors import (
 )
 from kvmdbg.kvm.ioctl import Ioctl, Scope, command
 from kvmdbg.kvm.system import check_extension
+from kvmdbg.kvm.x86.registers import get_regs
 from kvmdbg.wire import messages as m
 from kvmdbg.wire.messages import Adoption
 from kvmdbg.wire.stream import Frame
@@ -121,6 +122,17 @@ async def test_a_write_that_a_migration_would_lose_is_refused_in_words(
     agent.logging = True
     with pytest.raises(AgentRefused, match="wait until the migration has ended"):
         await client.write(Space.GPA, 0, b"guest")
+
+
+async def test_a_vcpu_whose_io_does_not_end_is_no_failure_of_kvm(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    def busy(vcpu: int, argument: int, data: bytes) -> tuple[int, bytes]:
+        raise OSError(errno.ETIMEDOUT, "busy")
+
+    agent.ioctls[get_regs().number] = busy
+    with pytest.raises(AgentRefused, match="QEMU is busy with what a vCPU"):
+        await client.call(get_regs())
 
 
 async def test_a_task_that_gives_up_disturbs_no_other(
