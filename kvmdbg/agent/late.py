@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from kvmdbg._native import lib
 from kvmdbg.agent.client import AgentClient
@@ -28,11 +29,19 @@ def library() -> Path:
         return path.resolve()
 
 
+def vcpu_threads(cpus: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The vCPUs' threads in the order of KVM's numbers, from the answer to ``query-cpus-fast``.
+
+    That lists vCPUs as they were plugged in; QEMU's index of one has the order of the APIC ids.
+    """
+    return [cpu["thread-id"] for cpu in sorted(cpus, key=lambda cpu: int(cpu["cpu-index"]))]
+
+
 async def attach(pid: int, threads: Sequence[int], slots: Sequence[Slot]) -> AgentClient:
     """Load the agent into QEMU ``pid``; when its client closes, all is as before.
 
-    ``threads`` are the ids of the vCPUs' threads, in the order of the vCPUs, and ``slots`` where
-    guest memory is in QEMU's: the monitor knows both. Raises AttachError, AgentError and VmGone.
+    ``threads`` are those of :func:`vcpu_threads`, and ``slots`` where guest memory is in QEMU's:
+    the monitor knows both. Raises AttachError, AgentError and VmGone.
     """
     adoption = discover(pid, threads, slots)
     injection = await inject(pid, library())
@@ -64,7 +73,7 @@ def discover(pid: int, threads: Sequence[int], slots: Sequence[Slot]) -> Adoptio
             f"process {pid} ({process.name}) has {len(vcpus)} vCPUs in KVM, "
             f"but its monitor names {len(threads)} threads: more than one virtual machine?"
         )
-    # KVM's numbers of vCPUs are APIC ids on x86, with gaps at times; the order is the monitor's.
+    # KVM's numbers of vCPUs are APIC ids on x86, with gaps at times.
     found = [
         Vcpu(index, descriptor, thread)
         for (index, descriptor), thread in zip(sorted(vcpus.items()), threads, strict=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kvmdbg.agent.client import AgentClient
-from kvmdbg.agent.late import attach
+from kvmdbg.agent.late import attach, vcpu_threads
 from kvmdbg.arch import ARCHITECTURES
 from kvmdbg.backend import hmp
 from kvmdbg.errors import AttachError, MonitorError, VmGone
@@ -165,7 +165,7 @@ async def _describe(vm: RunningVm, monitor: QmpMonitor, engine: str) -> VmInfo:
 
 async def _bring_agent(pid: int, monitor: QmpMonitor) -> AgentClient:
     """Load the agent into QEMU. Raises AttachError, AgentError, VmGone."""
-    threads = [cpu["thread-id"] for cpu in await monitor.qmp("query-cpus-fast")]
+    threads = vcpu_threads(await monitor.qmp("query-cpus-fast"))
     return await attach(pid, threads, await hmp.memory_slots(monitor))
 
 

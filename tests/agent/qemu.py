@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmdbg.agent.client import AgentClient
-from kvmdbg.agent.late import attach, library
+from kvmdbg.agent.late import attach, library, vcpu_threads
 from kvmdbg.agent.process import Process
 from kvmdbg.backend.hmp import memory_slots
 from kvmdbg.errors import MonitorError
@@ -55,7 +55,7 @@ class Qemu:
     async def layout(self) -> tuple[list[int], list[Slot]]:
         """What late.attach() wants of the monitor: vCPUs' threads, and memory."""
         cpus = await self.monitor.execute("query-cpus-fast")
-        return [cpu["thread-id"] for cpu in cpus], await memory_slots(QmpMonitor(self.monitor))
+        return vcpu_threads(cpus), await memory_slots(QmpMonitor(self.monitor))
 
     async def attach(self) -> AgentClient:
         """Bring the agent in."""
@@ -102,16 +102,17 @@ class Qemu:
 
 @contextlib.asynccontextmanager
 async def stock_qemu(
-    guest: Guest, folder: Path, vcpus: int, listener: socket.socket | None = None
+    guest: Guest, folder: Path, vcpus: int, listener: socket.socket | None = None, places: int = 4
 ) -> AsyncIterator[Qemu]:
     """Start it, and wait until its guest takes timer interrupts.
 
-    With a socket that listens it is not stock: the agent is preloaded, and accepts there.
+    More vCPUs can be plugged in, up to ``places``. With a socket that listens it is not stock: the
+    agent is preloaded, and accepts there.
     """
     path = folder / "qmp.sock"
     command = [
         *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-shutdown"),
-        *("-accel", "kvm", "-cpu", _CPU, "-m", "32", "-smp", str(vcpus)),
+        *("-accel", "kvm", "-cpu", _CPU, "-m", "32", "-smp", f"{vcpus},maxcpus={places}"),
         *("-bios", os.fspath(guest.firmware), "-sandbox", _SANDBOX),
         *("-qmp", f"unix:{path},server=on,wait=off"),
     ]

@@ -111,6 +111,31 @@ async def test_the_agent_knows_what_was_there_before_it(qemu: Qemu) -> None:
     await client.detach()
 
 
+async def test_vcpus_that_were_plugged_in_out_of_order_have_their_own_threads(
+    guest: Guest, tmp_path: Path
+) -> None:
+    async with stock_qemu(guest, tmp_path, 1) as qemu:
+        places = await qemu.monitor.execute("query-hotpluggable-cpus")
+        free = [place for place in places if "qom-path" not in place]
+        free.sort(key=lambda place: int(place["props"]["socket-id"]), reverse=True)
+        for number, place in enumerate(free[:2]):
+            device = {"driver": place["type"], "id": f"cpu{number}", **place["props"]}
+            await qemu.monitor.execute("device_add", device)
+        expected = {}
+        for cpu in await qemu.monitor.execute("query-cpus-fast"):
+            where = {"path": cpu["qom-path"], "property": "apic-id"}
+            expected[await qemu.monitor.execute("qom-get", where)] = cpu["thread-id"]
+        assert list(expected) != sorted(expected)
+        threads, slots = await qemu.layout()
+        adoption = late.discover(qemu.pid, threads, slots)
+        assert {vcpu.index: vcpu.tid for vcpu in adoption.vcpus} == expected
+        client = await qemu.attach()
+        await client.hold()
+        assert {vcpu.index for vcpu in await client.vcpus()} == set(expected)
+        await client.detach()
+        await qemu.wait_running()
+
+
 async def test_a_vcpu_steps(qemu: Qemu) -> None:
     client = await qemu.attach()
     await client.hold()
