@@ -24,7 +24,9 @@ enum { VM_FD = 900, VCPU_FD = 1000, RAM_SIZE = 0x40000, LOOKS_BEFORE_HANG = 6000
 uint8_t ram[RAM_SIZE];
 atomic_bool armed[SITES], logging, logging_window, stopped, hurried;
 atomic_int licence[VCPUS];
-atomic_ullong token[VCPUS], progress[VCPUS], passed[SITES], events;
+atomic_ullong token[VCPUS], progress[VCPUS], passed[SITES], events, writes, resets;
+atomic_bool watching;
+pthread_mutex_t no_reset = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 struct kvm_sregs fake_sregs = {
     .cr0 = 0x80000001, .cr3 = 0x1000, .cr4 = 0x20, .efer = 0x500, .cs.l = 1, .ss.dpl = 3};
@@ -134,7 +136,8 @@ struct cpu {
     unsigned handler_left;
     bool asleep; // in the handler, until there are interrupts
     bool halted;
-    bool passed; // the instruction at rip has begun
+    bool passed;    // the instruction at rip has begun
+    unsigned fired; // debug registers that the instruction's write met
     uint64_t tsc_offset;
 
     // QEMU's side
@@ -198,16 +201,39 @@ static void pass_site(unsigned index, uint64_t rip, bool again)
     }
 }
 
+static bool watches(const struct cpu *cpu, unsigned number)
+{
+    const uint64_t dr7 = cpu->debug.arch.debugreg[7];
+
+    return cpu->debug.control & KVM_GUESTDBG_USE_HW_BP && dr7 & 2ull << 2 * number &&
+           dr7 >> (16 + 4 * number) & 1;
+}
+
 static bool debug_register_hits(struct cpu *cpu, unsigned *number)
 {
     if (!(cpu->debug.control & KVM_GUESTDBG_USE_HW_BP) || cpu->rf)
         return false;
     for (*number = 0; *number < 4; ++*number) {
-        if (cpu->debug.arch.debugreg[7] & 2ull << 2 * *number &&
+        if (cpu->debug.arch.debugreg[7] & 2ull << 2 * *number && !watches(cpu, *number) &&
             cpu->debug.arch.debugreg[*number] == cpu->rip)
             return true;
     }
     return false;
+}
+
+static void write_memory(struct cpu *cpu, uint64_t address, const uint64_t *value)
+{
+    memcpy(ram + address, value, 8);
+    if (address != WATCHED)
+        return;
+    for (unsigned number = 0; number < 4; number++) {
+        if (watches(cpu, number) && cpu->debug.arch.debugreg[number] == address)
+            cpu->fired |= 1u << number;
+    }
+    if (cpu->fired)
+        writes++;
+    else if (watching)
+        broken("a write passes a watchpoint");
 }
 
 static void advance(unsigned index, struct cpu *cpu, unsigned length)
@@ -279,7 +305,7 @@ static enum step execute(unsigned index, struct cpu *cpu)
         break;
     case 0x55:
         cpu->rsp -= 8;
-        memcpy(ram + cpu->rsp, &cpu->rbp, 8);
+        write_memory(cpu, cpu->rsp, &cpu->rbp);
         advance(index, cpu, 1);
         break;
     case 0x5d:
@@ -330,6 +356,7 @@ static bool instruction(unsigned index, struct cpu *cpu, long *result)
     uint64_t at = cpu->rip - base_of(index);
     enum step step;
     unsigned number;
+    uint64_t dr6;
 
     if (token[index] && cpu->rbx != token[index])
         broken("vCPU %u runs with a register that the controller had set otherwise", index);
@@ -353,10 +380,12 @@ static bool instruction(unsigned index, struct cpu *cpu, long *result)
         *result = 0;
         return true;
     }
-    if (step == TRAPPED) {
+    dr6 = (step == TRAPPED ? BS : 0) | cpu->fired;
+    cpu->fired = 0;
+    if (dr6) {
         if (!intercepts_db(cpu))
             broken("vCPU %u got a #DB that is not its own", index);
-        *result = debug_exit(cpu, 1, BS);
+        *result = debug_exit(cpu, 1, dr6);
         return true;
     }
     return false;
@@ -413,6 +442,8 @@ static void set_regs(unsigned index, struct cpu *cpu, const struct kvm_regs *reg
 {
     note("set rip", index, regs->rip);
     // An emulated instruction is passed as an executed one is.
+    if (watching && regs->rsp == WATCHED && cpu->rsp == WATCHED + 8)
+        broken("a push to what is watched is emulated");
     if (regs->rip != cpu->rip && regs->rip - cpu->rip < 16)
         advance(index, cpu, (unsigned)(regs->rip - cpu->rip));
     cpu->rax = regs->rax;
@@ -666,6 +697,33 @@ static void info_registers(void)
     }
 }
 
+// With the VM stopped, and as QEMU does: registers, then the run state, of one vCPU after the
+// other.
+static void reset(void)
+{
+    note("reset", 0, 0);
+    for (unsigned i = 0; i < VCPUS; i++) {
+        const struct kvm_regs regs = {.rax = cpus[i].rax,
+                                      .rbx = FRESH,
+                                      .rsp = STACKS + 0x1000 * (i + 1),
+                                      .rip = base_of(i) + CODE,
+                                      .rflags = 2};
+        struct kvm_mp_state state = {.mp_state = KVM_MP_STATE_RUNNABLE};
+        struct cpu *cpu = &cpus[i];
+
+        pthread_mutex_lock(&cpu->mutex);
+        cpu->dirty = cpu->passed = cpu->faulted = cpu->excused = false;
+        cpu->injected = cpu->asleep = cpu->halted = false;
+        pthread_mutex_unlock(&cpu->mutex);
+        // A step over the first instruction goes on.
+        licence[i] = licence[i] % MAYBE == 0 ? MAYBE : NO_SITE;
+        intercept((int)i + VCPU_FD, KVM_SET_REGS, (uintptr_t)&regs);
+        intercept((int)i + VCPU_FD, KVM_SET_MP_STATE, (uintptr_t)&state);
+        token[i] = FRESH;
+    }
+    resets++;
+}
+
 static void set_logging(bool on)
 {
     struct kvm_userspace_memory_region region = {.slot = 0,
@@ -691,6 +749,10 @@ static void *run_main_loop(void *argument)
             stop_all();
             if (!random_below(3))
                 info_registers();
+            if (!random_below(10) && !pthread_mutex_trylock(&no_reset)) {
+                reset();
+                pthread_mutex_unlock(&no_reset);
+            }
             if (!random_below(4)) {
                 struct kvm_guest_debug none = {0};
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -19,6 +20,9 @@ enum {
     MAYBE = 100,
     OUR_OWN = 7 // the site with the guest's own int3
 };
+
+#define WATCHED (STACKS + 0x1000 - 8) // GPA and GVA: where vCPU 0 pushes to
+#define FRESH 7                       // in rbx after a reset
 
 #define ALIAS 0x40000000ull // the last vCPU executes the same code, mapped here
 
@@ -38,6 +42,10 @@ extern atomic_ullong passed[SITES];   // by vCPUs that are not aliased
 extern atomic_ullong events;          // whatever makes an interleaving
 extern atomic_bool stopped;           // QEMU's idea of the VM
 extern atomic_bool hurried;           // end now
+extern atomic_bool watching;          // no write to WATCHED may go unseen
+extern atomic_ullong writes;          // to WATCHED, that a debug register saw
+extern atomic_ullong resets;          // of the machine
+extern pthread_mutex_t no_reset;      // recursive; whoever has it keeps QEMU from resetting it
 extern struct kvm_sregs fake_sregs;   // of every vCPU
 
 void fake_setup(void);

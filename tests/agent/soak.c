@@ -27,6 +27,9 @@ static uint32_t payload_length;
 static uint64_t reported[SITES], sessions, requests, steps, stops;
 static uint32_t point_at[SITES]; // id, 0: none
 static uint8_t pristine[64];
+static uint32_t watch_at[2]; // ids: for writes, and for all accesses
+static uint64_t writes_before[2], watched;
+static uint64_t resets_seen;
 static uint32_t flags; // of the session
 
 static void receive(void *buffer, size_t length)
@@ -129,6 +132,7 @@ static void connect_session(void)
         broken("connect: %s", strerror(errno));
     rang = false;
     memset(point_at, 0, sizeof(point_at));
+    memset(watch_at, 0, sizeof(watch_at));
     must(request(AGENT_HELLO, &hello, sizeof(hello)), "hello");
     check_pristine();
     must(request(AGENT_CONFIGURE, &configuration, sizeof(configuration)), "configure");
@@ -185,6 +189,12 @@ static void judge_stop(const struct agent_stop *stop)
         steps++;
         return;
     }
+    if (stop->kind == AGENT_WATCHED) {
+        watched++;
+        if (stop->vcpu != 0 || stop->pc != CODE + 2 || !(stop->dr6 & 0xf))
+            broken("vCPU %u wrote to what is watched at %#lx", stop->vcpu, (long)stop->pc);
+        return;
+    }
     if (stop->kind != AGENT_HIT)
         broken("a stop of kind %u", stop->kind);
     if (stop->vcpu == ALIASED)
@@ -212,6 +222,7 @@ static void resume(void)
     struct agent_stop latched[VCPUS];
     bool stepping = false;
 
+    pthread_mutex_lock(&no_reset);
     must(request(AGENT_STOPS, NULL, 0), "stops");
     rang = false;
     memcpy(latched, payload, sizeof(latched));
@@ -221,7 +232,7 @@ static void resume(void)
         if (latched[i].kind)
             judge_stop(&latched[i]);
         actions[i].vcpu = i;
-        if (site >= 0 && random_below(4)) {
+        if (site >= 0 && resets == resets_seen && random_below(4)) {
             stops++;
             reported[site]++;
             note("licence", i, (uint64_t)site);
@@ -230,7 +241,7 @@ static void resume(void)
                 licence[i] = site + MAYBE;
             actions[i].flags = AGENT_STEP_OVER;
         }
-        if (is_where_told(&latched[i]))
+        if (resets == resets_seen && is_where_told(&latched[i]))
             actions[i].flags = AGENT_STEP_OVER;
         if (!stepping && !random_below(6)) {
             actions[i].kind = AGENT_STEP;
@@ -241,10 +252,47 @@ static void resume(void)
         if (stepping && actions[i].kind == AGENT_CONTINUE && random_below(2))
             actions[i].kind = AGENT_KEEP;
     }
+    resets_seen = resets;
     must(request(AGENT_RESUME, actions, sizeof(actions)), "resume");
+    pthread_mutex_unlock(&no_reset);
 }
 
-static void set_register(unsigned vcpu)
+// Watches WATCHED, or no longer, for writes or for all accesses.
+static void change_watch(unsigned which)
+{
+    const struct agent_point_request wanted = {.kind =
+                                                   which ? AGENT_WATCH_ACCESS : AGENT_WATCH_WRITE,
+                                               .address = WATCHED,
+                                               .length = 8,
+                                               .root = ~0ull};
+    struct agent_point point;
+    int status;
+
+    must(request(AGENT_HOLD, NULL, 0), "hold"); // so that writes can be counted
+    if (watch_at[which]) {
+        must(request(AGENT_POINTS, NULL, 0), "points");
+        for (uint32_t at = 0; at < payload_length; at += sizeof(point)) {
+            memcpy(&point, payload + at, sizeof(point));
+            if (point.id == watch_at[which] && point.hits != writes - writes_before[which])
+                broken("%llu writes are %lu hits", writes - writes_before[which], point.hits);
+        }
+        watching = watch_at[!which];
+        must(request(AGENT_REMOVE, &watch_at[which], sizeof(watch_at[which])), "remove");
+        watch_at[which] = 0;
+    } else {
+        status = request(AGENT_INSERT, &wanted, sizeof(wanted));
+        if (status != ENOSPC) {
+            must(status, "insert");
+            memcpy(&point, payload, sizeof(point));
+            watch_at[which] = point.id;
+            writes_before[which] = writes;
+            watching = true;
+        }
+    }
+    resume();
+}
+
+static void set_register_at_rest(unsigned vcpu)
 {
     struct {
         struct agent_ioctl call;
@@ -262,6 +310,13 @@ static void set_register(unsigned vcpu)
     token[vcpu] = 0;
     must(request(AGENT_IOCTL, &get, sizeof(get)), "KVM_SET_REGS");
     token[vcpu] = get.regs.rbx;
+}
+
+static void set_register(unsigned vcpu)
+{
+    pthread_mutex_lock(&no_reset);
+    set_register_at_rest(vcpu);
+    pthread_mutex_unlock(&no_reset);
 }
 
 static uint64_t read_tsc(unsigned vcpu)
@@ -282,8 +337,9 @@ static uint64_t read_tsc(unsigned vcpu)
     return get.entry.data;
 }
 
-static void hold(void)
+static void hold_at_rest(void)
 {
+    const bool was_reset = resets != resets_seen; // the TSC, too, in the midst of a stop perhaps
     uint64_t before[VCPUS], tsc, resumed;
     int64_t passed;
 
@@ -303,8 +359,15 @@ static void hold(void)
     resumed = now();
     resume();
     passed = (int64_t)(read_tsc(0) - tsc);
-    if (flags & AGENT_STILL_CLOCK && passed > (int64_t)(now() - resumed))
+    if (flags & AGENT_STILL_CLOCK && !was_reset && passed > (int64_t)(now() - resumed))
         broken("the guest's TSC ran on while the world was held");
+}
+
+static void hold(void)
+{
+    pthread_mutex_lock(&no_reset);
+    hold_at_rest();
+    pthread_mutex_unlock(&no_reset);
 }
 
 static void read_code(void)
@@ -347,11 +410,14 @@ static void session(void)
             remove_point(random_below(SITES));
         else if (what < 7)
             hold();
+        else if (what == 9)
+            change_watch(random_below(2));
         else if (what == 7)
             read_code();
         else if (what == 8)
             must(request(AGENT_POINTS, NULL, 0), "points");
     }
+    watching = false;
     for (unsigned site = 0; site < SITES; site++)
         armed[site] = false;
     if (random_below(2))
@@ -408,9 +474,10 @@ int main(int count, char **arguments)
     await_progress();
     fake_end_qemu();
     printf("%llu events, %lu sessions, %lu requests, %lu hits reported, %lu steps, "
-           "%lu emulated, %lu lifted, %lu by debug register, %lu given back, %lu exclusive\n",
+           "%lu emulated, %lu lifted, %lu by debug register, %lu watched, %llu resets, %lu given "
+           "back, %lu exclusive\n",
            (unsigned long long)events, sessions, requests, stops, steps, agent.statistics.emulated,
-           agent.statistics.lifted, agent.statistics.resumed, agent.statistics.foreign,
-           agent.statistics.exclusive);
+           agent.statistics.lifted, agent.statistics.resumed, watched, (unsigned long long)resets,
+           agent.statistics.foreign, agent.statistics.exclusive);
     return 0;
 }

@@ -82,6 +82,21 @@ MISTAKES = {
         "        clock_go_on();\n",
         "        (void)0;\n",
     ),
+    "one watchpoint hides another": (
+        "run.c",
+        "number < MAX_DEBUG_REGISTERS; number++",
+        "number < MAX_DEBUG_REGISTERS && !watched; number++",
+    ),
+    "a push to what is watched is emulated": (
+        "x86.c",
+        "is_watched(sp, 8) || ",
+        "is_watched(~0ull, 0) || ",
+    ),
+    "registers of before a reset are set after it": (
+        "intercept.c",
+        "    registers_forget(vcpu);\n    clock_forget();\n",
+        "    clock_forget();\n",
+    ),
     "breakpoints stay in when writes are logged": (
         "intercept.c",
         "points_withdraw(old->gpa, old->size, AGENT_WITHDRAWN);",
