@@ -134,7 +134,7 @@ packets: images ## record what each client sends in the live tests, into the REA
 	$(BIN)/python -m tests.packets
 
 .PHONY: bench
-bench: images ## RSP round trips, and what gdb makes of them, beside QEMU's own stub
+bench: images ## RSP round trips, and what gdb makes of them, beside QEMU's own stub; what idle kvmdbg costs
 	$(BIN)/python -m tests.bench
 
 SECONDS ?= 600
@@ -148,7 +148,7 @@ fuzz: images ## hostile bytes, SECONDS=600 of each kind: drawn by hypothesis, gu
 
 .PHONY: soak
 soak: images ## what make test samples, in full: hours of it, guests under the lab's KVM included
-	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/clients/test_together.py tests/vm/test_killed.py \
+	KVMDBG_SOAK=1 $(BIN)/pytest tests/agent tests/vm/test_cost.py tests/vm/test_killed.py \
 	  tests/lab/test_lab.py
 
 .PHONY: clean

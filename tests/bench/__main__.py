@@ -1,7 +1,8 @@
-"""``make bench``: RSP round trips, and what gdb makes of them, beside QEMU's own stub.
+"""``make bench``: RSP round trips, and what gdb makes of them, beside QEMU's own stub; and what
+kvmdbg costs a guest that nobody debugs just now.
 
-Both serve the same kernel, stopped at the same function; the same client asks both in turn, in the
-same run, so that the ratios mean something on any machine.
+The two servers serve the same kernel, stopped at the same function; the same client asks both in
+turn, in the same run, so that the ratios mean something on any machine.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import statistics
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import gdbs
+from kvmdbg.machine.verdict import kvm_verdict
+from tests.bench import exits, gdbs
 from tests.bench.rivals import Rivals, rivals
 from tests.bench.wire import Wire
 from tests.support import demo
+
+PAIRS = 40
+"""Of turns, a fraction of a second each."""
 
 STOP_AT = "do_sys_openat2"
 MEMORY = "init_task"
@@ -74,6 +79,13 @@ async def main() -> None:
         whole = await asyncio.to_thread(gdbs.compare, servers, repeats)
         whole.title = f"gdb, median of {repeats}"
         Console().print(whole)
+    verdict = kvm_verdict()
+    if "guests" in verdict.works:
+        cost = await exits.compare(PAIRS)
+        cost.title = f"an exit-heavy guest, {PAIRS} pairs"
+        Console().print(cost)
+    else:
+        print(f"what kvmdbg costs a guest under KVM cannot be measured: {verdict.reason}")
 
 
 if __name__ == "__main__":

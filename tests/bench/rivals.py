@@ -39,9 +39,8 @@ async def rivals() -> AsyncIterator[Rivals]:
             await vm.quit()
 
 
-@contextmanager
-def _plain_qemu(pid: int) -> Iterator[Path]:
-    """A QEMU like that of ``pid``, with nothing of kvmdbg; yields its stub's socket."""
+def plain_command(pid: int) -> list[str]:
+    """A command for a QEMU like that of ``pid``, with nothing of kvmdbg."""
     argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
     options = iter(argv[1:])
     kept = [argv[0]]
@@ -50,6 +49,13 @@ def _plain_qemu(pid: int) -> Iterator[Path]:
             next(options)
         else:
             kept.append(option)
+    return kept
+
+
+@contextmanager
+def _plain_qemu(pid: int) -> Iterator[Path]:
+    """A QEMU like that of ``pid``, with nothing of kvmdbg; yields its stub's socket."""
+    kept = plain_command(pid)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "stub.sock")
         kept += ["-gdb", f"unix:{path},server=on,wait=off", "-serial", "null"]
