@@ -145,6 +145,7 @@ fuzz: images ## hostile bytes, SECONDS=600 of each kind: drawn by hypothesis, gu
 	$(BIN)/pip install --quiet atheris
 	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
 	$(BIN)/python -m tests.fuzz.live $(SECONDS)
+	$(BIN)/python -m tests.fuzz.live --accel kvm $(SECONDS)
 
 .PHONY: soak
 soak: images ## what make test samples, in full: hours of it, guests under the lab's KVM included

@@ -18,13 +18,13 @@ def one(rng: random.Random) -> None:
 
 def main() -> None:
     """Fuzz for a while."""
-    seconds, seed = arguments(__doc__)
+    chosen = arguments(__doc__)
     for data in known():
-        check(random.Random(seed), data, data)
-    end = time.monotonic() + seconds
+        check(random.Random(chosen.seed), data, data)
+    end = time.monotonic() + chosen.seconds
     rounds = 0
     while time.monotonic() < end:
-        drawn(one, seed + rounds)
+        drawn(one, chosen.seed + rounds, "core")
         rounds += AT_ONCE
     print(f"{rounds} streams, nothing found")
 

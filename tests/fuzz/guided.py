@@ -1,6 +1,6 @@
 """``python -m tests.fuzz.guided [SECONDS]``: atheris on the RSP cores, where coverage says which
-bytes are worth changing further. What it finds it leaves in
-this folder; as ``found/NAME.bin`` it is kept."""
+bytes are worth changing further. What finds new coverage is kept for later runs, in the user's
+cache; what fails is left in this folder, and as ``found/NAME.bin`` it is kept."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ def one_input(data: bytes) -> None:
 
 def main() -> None:
     """Fuzz for a while; libFuzzer does not return."""
-    seconds, seed = streams.arguments(__doc__)
-    with tempfile.TemporaryDirectory() as corpus:
+    chosen = streams.arguments(__doc__)
+    corpus = streams.kept("guided")
+    print(f"{len(list(corpus.iterdir()))} streams are kept in {corpus}", flush=True)
+    with tempfile.TemporaryDirectory() as seeds:
         for number, data in enumerate([*streams.REQUESTS, *streams.REPLIES, *streams.known()]):
-            Path(corpus, str(number)).write_bytes(data)
-        options = [f"-max_total_time={seconds:.0f}", f"-seed={seed}", "-max_len=512", "-timeout=10"]
-        atheris.Setup(
-            [sys.argv[0], *options, f"-artifact_prefix={Path(__file__).parent}/", corpus], one_input
-        )
+            Path(seeds, str(number)).write_bytes(data)
+        options = [
+            f"-max_total_time={chosen.seconds:.0f}",
+            f"-seed={chosen.seed}",
+            "-max_len=512",
+            "-timeout=10",
+            f"-artifact_prefix={Path(__file__).parent}/",
+        ]
+        # It writes to the first folder.
+        atheris.Setup([sys.argv[0], *options, str(corpus), seeds], one_input)
         atheris.Fuzz()
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import hypothesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from kvmdbg.errors import RemoteProtocolError
+from kvmdbg.images import user_cache
 from kvmdbg.rsp.client.session import ClientSession
 from kvmdbg.rsp.frame import Decoder, FrameEvent, Role
 from kvmdbg.rsp.server.commands import Command
@@ -48,8 +50,38 @@ REQUESTS = [
         b"QCatchSyscalls:1;1;2", b"QThreadEvents:1", b"qXfer:threads:read::0,40", b"R00", b"!",
         b"qHostInfo", b"qProcessInfo", b"QEnableErrorStrings", b"qWatchpointSupportInfo:",
         b"vStopped", b"vCtrlC", b"vCont;t", b"vCont;c:p1.2", b"QNonStop:0",
+        # lengths and addresses at their ends, and lengths that are not those of the data
+        b"Z0,ffffffffffffffff,1", b"Z1,0,0", b"Z2,1000,ffffffffffffffff",
+        b"z2,1000,ffffffffffffffff", b"Z2,1000,0", b"Z3,ffffffffffffffff,8",
+        b"Z4,fffffffffffffff8,10000",
+        b"m0,ffffffff", b"mffffffffffffffff,2", b"m0,0", b"m10000000000000000,1",
+        b"xffffffffffffffff,ffffffff",
+        b"X1000,ffffffffffffffff:a", b"X1000,0:abc", b"X1000,4:a", b"Mffffffffffffffff,4:00000000",
+        b"M1000,ffffffff:00", b"M1000,0:", b"M1000,2:00", b"qCRC:0,ffffffffffff", b"qCRC:0,0",
+        b"qSearch:memory:0;ffffffffffffffff;aa", b"qSearch:memory:ffffffffffffffff;0;",
+        b"vFile:pread:0,ffffffffffffffff,0", b"vFile:pread:0,1,ffffffffffffffff",
+        b"vFile:pread:7fffffffffffffff,1,0", b"vFile:close:ffffffffffffffff",
+        b"qXfer:features:read:target.xml:ffffffffffffffff,ffffffffffffffff",
+        b"qXfer:memory-map:read::ffffffffffffffff,1", b"qXfer:threads:read::0,0",
+        b"pffffffffffffffff", b"P10=" + b"ff" * 600, b"Hgpffffffff.ffffffff",
+        b"vCont;rffffffffffffffff,0:p1.1", b"vCont;s:p1.ffffffff", b"cffffffffffffffff",
     )
 ]  # fmt: skip
+REQUESTS += [
+    packet(b"qRcmd," + line.encode().hex().encode())
+    for line in (
+        "", " ", "help " + "x" * 2000, "help help", "clients 1 2", "drive drive", "breakpoints -1",
+        "watch", "watch 0 0", "watch 0xffffffffffffffff 8 rw", "watch 0x1000 99999999999999999999",
+        "watch 0x1000 8 if", "watch 0x1000 8 rw if value == *0", "watch 0x1000 4 r if 1 / 0",
+        "watch 0x1000 8 if " + "(" * 300, "watch -1 -1", "unwatch", "unwatch 0x1000", "unwatch x",
+        "info", "info registers -a", "info system-registers", "info mem", "info nothing",
+        "xp /1gx 0xffffffffffffffff", "x /1gx 0", "p $rip", "p 1/0", "cpu 99", "\xff\x00\n",
+        "qmp", "qmp {", "qmp []", 'qmp {"execute": 1}', 'qmp {"execute": "query-status"}',
+        'qmp query-status {"no": "such"}', 'qmp {"execute": "stop", "arguments": []}', "qmp cont",
+        "qmp " + "[" * 1000, "qmp human-monitor-command {}", "cont", "system_reset now",
+    )
+]  # fmt: skip
+"""Of the monitor's lines none ends the VM."""
 REPLIES = [
     packet(payload)
     for payload in (
@@ -129,11 +161,22 @@ def check(rng: random.Random, requests: bytes, replies: bytes) -> None:
     tolerate(ask, pieces(rng, replies))
 
 
-def drawn(one: Callable[[random.Random], None], seed: int) -> None:
-    """Try it with what hypothesis draws, :data:`AT_ONCE` times; what it finds it makes small."""
+def kept(name: str) -> Path:
+    """A folder in which a run leaves to later ones what it found: coverage, and failures."""
+    folder = user_cache() / "fuzz" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def drawn(one: Callable[[random.Random], None], seed: int, name: str) -> None:
+    """Try it with what hypothesis draws, :data:`AT_ONCE` times; what it finds it makes small, and
+    tries first in the next run of that ``name``."""
 
     @settings(
-        max_examples=AT_ONCE, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=AT_ONCE,
+        deadline=None,
+        database=DirectoryBasedExampleDatabase(kept(name)),
+        suppress_health_check=list(HealthCheck),
     )
     @given(st.randoms(use_true_random=False))
     def each(rng: random.Random) -> None:
@@ -147,11 +190,13 @@ def known() -> list[bytes]:
     return [path.read_bytes() for path in sorted(FOUND.glob("*.bin"))]
 
 
-def arguments(doc: str | None) -> tuple[float, int]:
-    """Seconds and seed, of the command line; says them."""
+def arguments(doc: str | None, *more: str) -> argparse.Namespace:
+    """``seconds``, ``seed``, and options that take a word, of the command line; says the first."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    for option in more:
+        parser.add_argument(option)
     parser.add_argument("seconds", type=float, nargs="?", default=10.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(31))
     chosen = parser.parse_args()
     print(f"{chosen.seconds:g} s, seed {chosen.seed}", flush=True)
-    return chosen.seconds, chosen.seed
+    return chosen
