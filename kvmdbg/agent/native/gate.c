@@ -12,7 +12,6 @@ enum { SETTLES_WITHIN = 3 }; // seconds
 
 struct agent agent = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
-    .left = PTHREAD_COND_INITIALIZER,
     .bell = -1,
     .watch = -1,
     .vm_fd = -1,
