@@ -28,7 +28,8 @@ from kvmdbg.target.stops import (
     Stop,
     WatchpointHit,
 )
-from kvmdbg.wire.structs import ClockState
+from kvmdbg.wire import structs as wire
+from kvmdbg.wire.structs import ClockState, StopKind
 from tests.contract.conftest import agent_subject, kvm_abilities
 from tests.contract.guest import Guest, LiveVm, live_vm
 from tests.contract.platforms import PLATFORMS, Platform
@@ -365,12 +366,28 @@ async def test_a_watchpoint_for_reads_does_not_tell_of_writes(vm: LiveVm, subjec
     assert await subject.run() == Stop(BOOT, WatchpointHit(spec.kind, spec.address))
 
 
+async def registers_that_fire(vm: LiveVm, subject: Subject) -> int:
+    """DR6's bits for vCPU 0's next stop, of which the engine is told nothing."""
+    assert isinstance(subject.engine, AgentEngine)
+    agent = subject.engine._agent
+    await agent.resume([wire.Action(0)])
+    await vm.run_control.cont()
+    async with within(subject, 10):
+        while (stop := (await agent.stops())[0]).kind is StopKind.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await vm.run_control.pause()
+    assert stop.kind is StopKind.WATCHED
+    return stop.dr6 & 0b1111
+
+
 @ONE_VCPU
 async def test_a_watchpoint_for_reads_hides_no_other(vm: LiveVm, subject: Subject) -> None:
     """The guest writes what is watched for both, and the first debug register is that for reads."""
     result = vm.guest.symbols["result"]
     for kind in (BreakpointKind.READ, BreakpointKind.WRITE):
         await subject.watch(BreakpointSpec(kind, result, 8))
+    if await registers_that_fire(vm, subject) == 0b01:
+        pytest.skip("the processor tells of the first debug register only, as QEMU's TCG does")
     turns = []
     for _ in range(3):
         stop = await subject.run()
@@ -378,7 +395,7 @@ async def test_a_watchpoint_for_reads_hides_no_other(vm: LiveVm, subject: Subjec
         turns.append(await subject.count())
     assert turns == list(range(turns[0], turns[0] + 3))
     hits = {p.spec.kind: p.hits for p in await subject.engine.breakpoints.describe()}
-    assert hits[BreakpointKind.WRITE] == 3
+    assert hits[BreakpointKind.WRITE] == 1 + 3
 
 
 @TWO_VCPUS
