@@ -78,6 +78,8 @@ struct agent_vcpu {
   uint32_t in_run; // 1: inside KVM_RUN
 };
 
+enum agent_slot_number { AGENT_UNNUMBERED = 0x8000 }; // from here on: KVM's is not known
+
 struct agent_slot {
   uint32_t slot;  // KVM's, with the address space in bits 16 to 31
   uint32_t flags; // KVM_MEM_*

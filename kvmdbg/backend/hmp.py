@@ -14,7 +14,7 @@ from kvmdbg.addr import Gpa, Hva, VcpuIndex
 from kvmdbg.errors import MonitorError
 from kvmdbg.target.capabilities import MonitorQuery
 from kvmdbg.target.memorymap import MemoryKind, MemoryRegion
-from kvmdbg.wire.structs import Slot
+from kvmdbg.wire.structs import Slot, SlotNumber
 
 _RANGE = re.compile(
     r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (ram|romd?)\): (\S+)", re.MULTILINE
@@ -22,7 +22,8 @@ _RANGE = re.compile(
 _SLOT = re.compile(
     r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): .* KVM\s*$", re.MULTILINE
 )
-_READONLY = 2  # KVM_MEM_READONLY
+_LOGGED, _READONLY = 1, 2  # KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+_MIGRATING = {"setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug"}
 _HVA = re.compile(r" is (0x[0-9a-f]+)")
 _CPU = re.compile(r"^CPU#(\d+)", re.MULTILINE)
 _DEBUG_REGISTER = re.compile(r"\b(DR[0-7]) ?=([0-9a-f]+)")
@@ -61,14 +62,20 @@ async def memory_map(monitor: MonitorQuery) -> list[MemoryRegion]:
 
 
 async def memory_slots(monitor: MonitorQuery) -> list[Slot]:
-    """What QEMU has given to KVM as the guest's memory; numbered anew: KVM's are not told."""
+    """What QEMU has given to KVM as the guest's memory; KVM's numbers are not told.
+
+    While a migration is under way KVM logs writes to all of it.
+    """
     slots: list[Slot] = []
+    migration = (await monitor.qmp("query-migrate")).get("status")
+    logged = _LOGGED if migration in _MIGRATING else 0
     for first, last, kind in _SLOT.findall(await _memory_view(monitor)):
         gpa = Gpa(int(first, 16))
         host = await host_address(monitor, gpa)
         if host is not None:
-            flags = 0 if kind == "ram" else _READONLY
-            slots.append(Slot(len(slots), flags, gpa, int(last, 16) - gpa + 1, host))
+            flags = logged if kind == "ram" else logged | _READONLY
+            number = SlotNumber.UNNUMBERED + len(slots)
+            slots.append(Slot(number, flags, gpa, int(last, 16) - gpa + 1, host))
     return slots
 
 

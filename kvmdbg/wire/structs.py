@@ -204,6 +204,12 @@ class Vcpu(Struct):
     in_run: int = 0
 
 
+class SlotNumber(IntEnum):
+    """enum agent_slot_number"""
+
+    UNNUMBERED = lib.AGENT_UNNUMBERED
+
+
 @dataclass(frozen=True)
 class Slot(Struct):
     C_TYPE: ClassVar[str] = "struct agent_slot"

@@ -85,6 +85,29 @@ static void write_while_writes_are_logged(void)
     check(!memcmp(ram + CODE + 0x200, "\1\2\3", 4));
 }
 
+// QEMU begins to log writes to a slot that was adopted, whose number nobody has told.
+static void log_of_an_adopted_slot(void)
+{
+    struct agent_slot adopted = agent.slots[0];
+    struct kvm_userspace_memory_region region = {.slot = 3,
+                                                 .flags = KVM_MEM_LOG_DIRTY_PAGES,
+                                                 .memory_size = adopted.size,
+                                                 .userspace_addr = (uintptr_t)ram};
+    const struct agent_point *point;
+
+    agent.slot_count = 0;
+    adopted.slot = AGENT_UNNUMBERED;
+    slot_set(&adopted);
+    point = insert(AGENT_SOFTWARE, SITE[1], 0);
+    check(point->state == AGENT_ARMED);
+    check(intercept(agent.vm_fd, KVM_SET_USER_MEMORY_REGION, (uintptr_t)&region) == 0);
+    check(point->state == AGENT_WITHDRAWN);
+    check(agent.slot_count == 1 && agent.slots[0].slot == 3);
+    region.flags = 0;
+    check(intercept(agent.vm_fd, KVM_SET_USER_MEMORY_REGION, (uintptr_t)&region) == 0);
+    check(point->state == AGENT_ARMED);
+}
+
 static bool emulates(uint64_t site)
 {
     struct point *point;
@@ -201,6 +224,7 @@ static const struct {
     {"no-descriptor-for-a-connection", no_descriptor_for_a_connection},
     {"qemu-debugs-while-a-step-is-astray", qemu_debugs_while_a_step_is_astray},
     {"io-without-end", io_without_end},
+    {"log-of-an-adopted-slot", log_of_an_adopted_slot},
     {"push-is-left-to-the-processor", push_is_left_to_the_processor},
     {"write-while-writes-are-logged", write_while_writes_are_logged},
 };

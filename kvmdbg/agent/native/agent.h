@@ -211,6 +211,7 @@ void mask_points(uint64_t gpa, uint8_t *buffer, size_t length); // hide our byte
 void keep_points(uint64_t gpa, uint8_t *buffer, size_t length); // write around our bytes
 
 // memory.c. What holds a breakpoint is shown, and written, as if there was none.
+void slot_learn(uint32_t number, uint64_t gpa);
 void slot_set(const struct agent_slot *slot); // of size 0: deleted
 const struct agent_slot *slot_at(uint64_t gpa);
 const struct agent_slot *slot_of(uint32_t number);

@@ -104,6 +104,7 @@ static long set_region(int fd, unsigned request, const struct kvm_userspace_memo
         pthread_mutex_unlock(&agent.lock);
         exclude(NULL);
     }
+    slot_learn(slot.slot, slot.gpa);
     old = slot_of(slot.slot);
     if (affected && old)
         points_withdraw(old->gpa, old->size, AGENT_WITHDRAWN);

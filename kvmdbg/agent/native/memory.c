@@ -19,6 +19,18 @@ const struct agent_slot *slot_of(uint32_t number)
     return find_slot(number);
 }
 
+// Who attaches late does not know KVM's numbers: QEMU has to use them, sooner or later.
+void slot_learn(uint32_t number, uint64_t gpa)
+{
+    for (unsigned i = 0; i < agent.slot_count; i++) {
+        struct agent_slot *slot = &agent.slots[i];
+
+        if (slot->slot >= AGENT_UNNUMBERED && number < AGENT_UNNUMBERED && slot->gpa == gpa &&
+            !(slot->slot >> 16))
+            slot->slot = number;
+    }
+}
+
 void slot_set(const struct agent_slot *slot)
 {
     struct agent_slot *old = find_slot(slot->slot);

@@ -2,7 +2,7 @@ import re
 
 from kvmdbg.addr import Gpa, Hva, VcpuIndex
 from kvmdbg.backend import hmp
-from kvmdbg.wire.structs import Slot
+from kvmdbg.wire.structs import Slot, SlotNumber
 from tests.support.fake_engine import FakeMonitor
 
 MTREE = """\
@@ -61,6 +61,7 @@ async def test_ram_is_what_the_flat_view_of_memory_says_of_its_backends() -> Non
 async def test_slots_are_what_was_given_to_kvm() -> None:
     monitor = FakeMonitor()
     monitor.hmp_answers["info mtree -f"] = MTREE
+    monitor.qmp_answers["query-migrate"] = {}
     assert await hmp.memory_slots(monitor) == []
     for name in ("pc.ram", "pc.rom", "c0000000"):
         monitor.hmp_answers["info mtree -f"] = re.sub(
@@ -74,11 +75,16 @@ async def test_slots_are_what_was_given_to_kvm() -> None:
         monitor.hmp_answers[f"gpa2hva {gpa:#x}"] = (
             f"Host virtual address for {gpa:#x} (pc.ram) is {host:#x}\r\n"
         )
-    assert await hmp.memory_slots(monitor) == [
-        Slot(0, 0, 0, 0xA0000, 0x7F00_0000_0000),
-        Slot(1, 2, 0xC0000, 0x20000, 0x7FAB_0000_0000),
-        Slot(2, 0, 1 << 32, 0x40000000, 0x7F00_C000_0000),
+    slots = [
+        Slot(SlotNumber.UNNUMBERED, 0, 0, 0xA0000, 0x7F00_0000_0000),
+        Slot(SlotNumber.UNNUMBERED + 1, 2, 0xC0000, 0x20000, 0x7FAB_0000_0000),
+        Slot(SlotNumber.UNNUMBERED + 2, 0, 1 << 32, 0x40000000, 0x7F00_C000_0000),
     ]
+    assert await hmp.memory_slots(monitor) == slots
+    monitor.qmp_answers["query-migrate"] = {"status": "completed"}
+    assert await hmp.memory_slots(monitor) == slots
+    monitor.qmp_answers["query-migrate"] = {"status": "active"}
+    assert [slot.flags for slot in await hmp.memory_slots(monitor)] == [1, 3, 1]
     monitor.hmp_answers["info mtree -f"] = "nothing that is understood"
     assert await hmp.memory_slots(monitor) == []
 
