@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import runpy
 import select
@@ -76,6 +77,7 @@ def born(path: str) -> list[str]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen()
+    gc.freeze()  # a collection would copy every page that a fork shares with us
     os.write(1, b"!")
     os.dup2(2, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are reaped by themselves
