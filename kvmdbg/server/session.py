@@ -44,7 +44,7 @@ _CONNECTING = (
 )
 """What gdb asks for before that wait is over; the next is about the thread that has stopped."""
 
-_RESUMING = (resume.VCont, resume.ResumeThread, resume.RunBack)
+_RESUMING = (resume.VCont, resume.ResumeThread)
 
 _OUTPUT_PIECE = 2000
 """Characters of console output per packet: any client can take that."""

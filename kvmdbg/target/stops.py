@@ -92,6 +92,23 @@ class Stop(msgspec.Struct, frozen=True):
     reason: StopReason
 
 
+def refined(stop: Stop, state: VmRunState, *, ours: bool) -> Stop:
+    """What an engine saw, completed by QEMU's run state after it; ``ours``: we paused the VM."""
+    match state:
+        case VmRunState.GUEST_PANICKED:
+            return Stop(stop.vcpu, Panicked())
+        case VmRunState.SHUTDOWN:
+            return Stop(stop.vcpu, ShutDown())
+        case VmRunState.PAUSED if isinstance(stop.reason, Paused):
+            return Stop(stop.vcpu, Paused(foreign=not ours))
+        case VmRunState.PRELAUNCH if isinstance(stop.reason, Paused):
+            return Stop(stop.vcpu, Frozen())
+        case VmRunState.PAUSED | VmRunState.DEBUG | VmRunState.PRELAUNCH:
+            return stop
+        case _:
+            return Stop(stop.vcpu, Halted(state))
+
+
 def breakpoints_hit(
     reason: StopReason, inserted: Mapping[BreakpointSpec, frozenset[ClientId]]
 ) -> dict[BreakpointSpec, frozenset[ClientId]]:

@@ -39,14 +39,12 @@ from kvmdbg.target.runstate import PERMITS, RunEvent, VmRunState
 from kvmdbg.target.stops import (
     OF_ONE_VCPU,
     Action,
-    Frozen,
     Halted,
-    Panicked,
     Paused,
     ResumePlan,
-    ShutDown,
     Stop,
     breakpoints_hit,
+    refined,
 )
 
 STOP_TIMEOUT = 15.0
@@ -237,10 +235,8 @@ class Vm(StoppedGuest):
 
     async def _run_until_stop(self, plan: ResumePlan) -> None:
         try:
-            stop = await run_plan(
-                self.engine, plan, self.breakpoints, lambda: self._interrupting, self._is_wanted
-            )
-            stop = self._refine(stop, await self._state_after(stop))
+            stop, state = await self._run_until_it_lasts(plan)
+            stop = refined(stop, state, ours=self._interrupting)
         except VmGone:
             await self._run_control_gone()
             return
@@ -252,6 +248,20 @@ class Vm(StoppedGuest):
             self._quiet_stop.set_result(stop)
         else:
             self._settle(stop)
+
+    async def _run_until_it_lasts(self, plan: ResumePlan) -> tuple[Stop, VmRunState]:
+        """The stop, and the run state after it. Another monitor that stops the VM may have let it
+        run on before we have settled that: so it does."""
+        while True:
+            stop = await run_plan(
+                self.engine, plan, self.breakpoints, lambda: self._interrupting, self._is_wanted
+            )
+            state = await self._state_after(stop)
+            if not PERMITS[state].executing:
+                return stop, state
+            await self.engine.execution.resync()
+            if self._interrupting or isinstance(stop.reason, OF_ONE_VCPU):
+                return stop, await self._run_control.sync()
 
     async def _is_wanted(self, stop: Stop) -> bool:
         try:
@@ -280,22 +290,6 @@ class Vm(StoppedGuest):
         self._stop = stop
         self.hit = breakpoints_hit(stop.reason, self.breakpoints.inserted)
         self._publish(Stopped(stop))
-
-    def _refine(self, stop: Stop, state: VmRunState) -> Stop:
-        """What the engine saw, completed by what QEMU says of the VM."""
-        match state:
-            case VmRunState.GUEST_PANICKED:
-                return Stop(stop.vcpu, Panicked())
-            case VmRunState.SHUTDOWN:
-                return Stop(stop.vcpu, ShutDown())
-            case VmRunState.PAUSED if isinstance(stop.reason, Paused):
-                return Stop(stop.vcpu, Paused(foreign=not self._interrupting))
-            case VmRunState.PRELAUNCH if isinstance(stop.reason, Paused):
-                return Stop(stop.vcpu, Frozen())
-            case VmRunState.PAUSED | VmRunState.DEBUG | VmRunState.PRELAUNCH:
-                return stop
-            case _:
-                return Stop(stop.vcpu, Halted(state))
 
     # --- what others did -------------------------------------------------------------------------
 

@@ -135,6 +135,31 @@ async def test_another_monitors_stop_is_told_as_foreign() -> None:
     assert await watcher.wait(Stopped) == Stopped(Stop(CPU, Paused(foreign=True)))
 
 
+async def test_another_monitors_stop_that_does_not_last_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeVm()
+    vm = fake.facade()
+    await vm.resume()
+    watcher = Watcher(vm)
+    sync = fake.run_control.sync
+
+    async def sync_late() -> VmRunState:
+        monkeypatch.undo()
+        await fake.run_control.foreign_cont()
+        return await sync()
+
+    monkeypatch.setattr(fake.run_control, "sync", sync_late)
+    await fake.run_control.foreign_stop()
+    async with asyncio.timeout(5):
+        while len(fake.engine.execution.plans) < 2:  # noqa: ASYNC110 (the engine's doing)
+            await asyncio.sleep(0.001)
+    assert vm.stop is None
+    assert fake.run_control.state is VmRunState.RUNNING
+    assert (await vm.pause()).reason == Paused()
+    assert await watcher.wait(Stopped) == Stopped(Stop(CPU, Paused()))
+
+
 async def test_another_monitors_cont_is_undone_while_a_client_holds_the_vm() -> None:
     fake = FakeVm()
     vm = fake.facade()
