@@ -157,7 +157,8 @@ async def test_an_agent_that_cannot_be_preloaded_is_said_before_anything_starts(
     monkeypatch.setattr(launch, "preload_trouble", lambda: "it is nowhere")
     async with under_kvm(runtime, guest) as bare:
         assert isinstance(bare.machine.engine, StubEngine)
-        assert bare.machine.notices[-1].endswith("is stopped): it is nowhere")
+        assert bare.machine.notices[-1].startswith("engine stub instead of agent-kvm (")
+        assert bare.machine.notices[-1].endswith("): it is nowhere")
     with pytest.raises(AcceleratorError, match="--engine agent cannot be had: it is nowhere"):
         async with under_kvm(runtime, guest, engine="agent"):
             pass
