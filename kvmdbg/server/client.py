@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -96,6 +96,8 @@ class Client:
     """It has threads run and stop each for itself."""
     non_stop_wanted: bool = False
     """It said so, and may have detached since."""
+    is_there: Callable[[], bool] = lambda: True
+    """False once it has hung up: what it asked for is for nobody."""
     former_step_mode: int | None = None
     """The step mode before this client set one."""
 

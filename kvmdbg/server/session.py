@@ -61,6 +61,7 @@ class Session:
         self._kill = False
         self._is_connecting = False
         self.orderly = False
+        client.is_there = lambda: connection.rsp.state is not SessionState.CLOSED
 
     async def run(self) -> None:
         """Stop the VM, which the client holds already, serve, and leave no trace."""
@@ -269,5 +270,7 @@ class Session:
             self._print(f"kvmdbg: {self._notices.popleft()}\n")
 
     def _print(self, text: str) -> None:
+        if not self._client.is_there():
+            return
         for start in range(0, len(text), _OUTPUT_PIECE):
             self._connection.send(ConsoleOutput(text[start : start + _OUTPUT_PIECE]))

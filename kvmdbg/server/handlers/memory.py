@@ -20,7 +20,7 @@ from kvmdbg.rsp.server.commands.memory import (
 from kvmdbg.rsp.server.replies import BinaryMemory, Checksum, Flag, Found, Memory, Ok, Reply
 from kvmdbg.server.client import PACKET_SIZE, Client
 
-_SEARCHED_AT_ONCE = 1 << 20
+_SEARCHED_AT_ONCE = 1 << 18
 """Bytes that are looked at between other clients' turns."""
 
 
@@ -69,6 +69,8 @@ async def _pieces(client: Client, address: Gva, length: int) -> AsyncIterator[tu
         data = await _read(client, address, min(end - address, _SEARCHED_AT_ONCE))
         yield address, data
         await asyncio.sleep(0)  # others have their turn, whether the engine ever waits or not
+        if not client.is_there():
+            raise MemoryFault("nobody waits for what was looked for any more")
         address = Gva(address + len(data))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmdbg.addr import Gva, VcpuIndex
-from kvmdbg.errors import VmRunning
+from kvmdbg.errors import MonitorError, VmRunning
 from kvmdbg.server import connection
 from kvmdbg.server.handlers import memory
 from kvmdbg.target.breakpoints import BreakpointKind, BreakpointSpec
@@ -218,6 +218,37 @@ async def test_a_long_search_lets_others_have_their_turn(
     assert await looker.ask(b"m%x,2" % DATA) == b"0000"
     assert not search.done()
     assert (await search).startswith(b"C")
+
+
+async def test_a_search_ends_when_nobody_waits_for_it(
+    gdb: RspPeer, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(client: object, address: int, length: int) -> bytes:
+        return b"\0"
+
+    monkeypatch.setattr(memory, "_read", endless)
+    await gdb.send(b"qSearch:memory:0;ffffffffffffffff;01")
+    await asyncio.sleep(0.05)
+    await gdb.close()
+    async with asyncio.timeout(5):
+        await host.wait_left()
+
+
+async def test_what_is_refused_to_who_has_hung_up_is_no_news(
+    gdb: RspPeer, path: Path, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(command: str, vcpu: object) -> str:
+        await asyncio.sleep(0.1)
+        raise MonitorError("too late")
+
+    monkeypatch.setattr(host.fake.monitor, "hmp", refuse)
+    peer = await RspPeer.unix(path)
+    await peer.send(b"qRcmd," + b"info status".hex().encode())
+    await asyncio.sleep(0.05)
+    await peer.close()
+    async with asyncio.timeout(5):
+        await host.wait_left()
+    assert not [notice for notice in host.notices if "illegal" in notice]
 
 
 @pytest.mark.parametrize("packet", [b"D;7", b"vKill;7", b"vAttach;7"])
