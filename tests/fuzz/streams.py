@@ -78,7 +78,8 @@ REQUESTS += [
         "xp /1gx 0xffffffffffffffff", "x /1gx 0", "p $rip", "p 1/0", "cpu 99", "\xff\x00\n",
         "qmp", "qmp {", "qmp []", 'qmp {"execute": 1}', 'qmp {"execute": "query-status"}',
         'qmp query-status {"no": "such"}', 'qmp {"execute": "stop", "arguments": []}', "qmp cont",
-        "qmp " + "[" * 1000, "qmp human-monitor-command {}", "cont", "system_reset now",
+        "qmp " + "[" * 1000, "qmp x " + "[" * 1000,
+        "qmp human-monitor-command {}", "cont", "system_reset now",
     )
 ]  # fmt: skip
 """Of the monitor's lines none ends the VM."""

@@ -228,7 +228,7 @@ def _name_and_object(text: str) -> tuple[str, dict[str, Any] | None]:
 def _json(text: str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MonitorError(f"{what} no JSON: {error}") from error
     if not isinstance(value, dict):
         raise MonitorError(f"{what} no JSON object")

@@ -529,6 +529,7 @@ async def test_an_hmp_line_in_qmp_is_one_all_the_same(gdb: RspPeer, host: FakeHo
 @pytest.mark.parametrize(
     "line",
     ["quit", "q", "cont", "gdbserver none", "qmp quit", "qmp cont {}", "chardev-change x", "nope",
+     "qmp x " + "[" * 5000,
      "qmp x {", "qmp x 1", "qmp {", "qmp {}", 'qmp {"execute": "quit"}', "quit/x", "q\t1",
      "system_reset now", "clients x", "drive x", "info system-registers x", "qmp", "unwatch",
      'qmp human-monitor-command {"command-line": " quit"}', 'qmp {"execute": "x", "arguments": 1}'],
