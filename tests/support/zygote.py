@@ -24,7 +24,9 @@ from pathlib import Path
 
 import pytest
 
-# Imported for those that are forked.
+# For those that are forked.
+import kvmdbg.agent.inject
+import kvmdbg.owner.owner  # noqa: F401
 
 MODULES = ("kvmdbg.owner", "kvmdbg.agent.inject")
 """What is forked; all else that PROGRAM is asked for is executed as ever."""
